@@ -1,0 +1,1 @@
+"""What runs on the Ray cluster: vision, training attempts and serving replicas."""

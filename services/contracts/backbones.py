@@ -1,0 +1,53 @@
+"""The backbones users can choose, as facts that need no TensorFlow: names, sizes, feature widths.
+
+`ray_cluster.vision.backbones` builds them; a contract test holds this table against what it builds.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class BackboneName(StrEnum):
+    """Pretrained convolutional networks. All but `rekindle_tiny` come from `keras.applications`."""
+
+    REKINDLE_TINY = "rekindle_tiny"
+    MOBILENET = "mobilenet"
+    MOBILENET_V2 = "mobilenet_v2"
+    EFFICIENTNET_V2_B0 = "efficientnet_v2_b0"
+    EFFICIENTNET_V2_B1 = "efficientnet_v2_b1"
+    EFFICIENTNET_V2_B2 = "efficientnet_v2_b2"
+    EFFICIENTNET_V2_B3 = "efficientnet_v2_b3"
+    RESNET50 = "resnet50"
+    INCEPTION_V3 = "inception_v3"
+    CONVNEXT_TINY = "convnext_tiny"
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneFacts:
+    """What a gateway needs to know to accept or refuse a spec."""
+
+    default_image_size: int
+    """Side of the square input in pixels at which the pretrained weights were made."""
+    min_image_size: int
+    """Smallest side in pixels that the architecture accepts."""
+    feature_dim: int
+    """Length of the pooled feature vector."""
+    default_weights: str
+    """`imagenet` (downloaded by Keras) or `bundled` (comes with Rekindle)."""
+
+
+BACKBONES: dict[BackboneName, BackboneFacts] = {
+    BackboneName.REKINDLE_TINY: BackboneFacts(64, 32, 128, "bundled"),
+    BackboneName.MOBILENET: BackboneFacts(224, 32, 1024, "imagenet"),
+    BackboneName.MOBILENET_V2: BackboneFacts(224, 32, 1280, "imagenet"),
+    BackboneName.EFFICIENTNET_V2_B0: BackboneFacts(224, 32, 1280, "imagenet"),
+    BackboneName.EFFICIENTNET_V2_B1: BackboneFacts(240, 32, 1280, "imagenet"),
+    BackboneName.EFFICIENTNET_V2_B2: BackboneFacts(260, 32, 1408, "imagenet"),
+    BackboneName.EFFICIENTNET_V2_B3: BackboneFacts(300, 32, 1536, "imagenet"),
+    BackboneName.RESNET50: BackboneFacts(224, 32, 2048, "imagenet"),
+    BackboneName.INCEPTION_V3: BackboneFacts(299, 75, 2048, "imagenet"),
+    BackboneName.CONVNEXT_TINY: BackboneFacts(224, 32, 768, "imagenet"),
+}
+
+MAX_IMAGE_SIZE = 1024
+"""Largest side in pixels that a spec may ask for."""

@@ -1,0 +1,28 @@
+"""Identifiers: opaque to users, and sortable by the time they were made."""
+
+import secrets
+import time
+from typing import NewType
+
+JobId = NewType("JobId", str)
+DatasetId = NewType("DatasetId", str)
+TrunkId = NewType("TrunkId", str)
+
+
+def _new_id(prefix: str) -> str:
+    return f"{prefix}_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(6)}"
+
+
+def new_job_id() -> JobId:
+    """A fresh training-job id, `job_` and 24 hexadecimal digits of which the first 12 are milliseconds."""
+    return JobId(_new_id("job"))
+
+
+def new_dataset_id() -> DatasetId:
+    """A fresh dataset id, `ds_` and 24 hexadecimal digits of which the first 12 are milliseconds."""
+    return DatasetId(_new_id("ds"))
+
+
+def submission_id(job_id: JobId, attempt: int) -> str:
+    """The Ray submission id of an attempt. Deterministic, so submitting twice is refused by Ray, not done twice."""
+    return f"{job_id}-a{attempt}"

@@ -1,0 +1,311 @@
+"""Training jobs: what a user asks for, the states a job goes through, and what it reports."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal, Self
+
+from pydantic import Field, JsonValue, model_validator
+
+from services.contracts.backbones import BACKBONES, MAX_IMAGE_SIZE, BackboneName
+from services.contracts.base import Contract, ResourceName, Sha256, StoredContract
+from services.contracts.ids import DatasetId, JobId
+
+
+class WeightsUri(Contract):
+    """Pretrained weights in a file: a Keras `.h5` or `.weights.h5` of the backbone, with or without its top."""
+
+    uri: str = Field(
+        min_length=1,
+        max_length=1024,
+        examples=["s3://my-bucket/weights/mobilenet_v2.h5"],
+        description="`s3://…`, or `file://…` where the operator allows local paths.",
+    )
+    sha256: Sha256 | None = Field(default=None, description="Checked after reading; null trusts the URI.")
+
+
+Weights = Literal["imagenet", "bundled"] | WeightsUri
+
+
+class EarlyStopping(Contract):
+    """Stop when validation loss has not improved for `patience` epochs, and keep the best epoch's weights."""
+
+    patience: int = Field(default=10, ge=1, le=1000, description="Epochs.")
+
+
+class TrainingJobSpec(Contract):
+    """What to train. Every field but the dataset has a good default."""
+
+    dataset_id: DatasetId = Field(examples=["ds_0199a8c0b1f23a4b5c6d7e8f"])
+    model_name: ResourceName | None = Field(
+        default=None,
+        description="The model that gets a new version; null takes the dataset's name.",
+        examples=["flowers"],
+    )
+    backbone: BackboneName = BackboneName.MOBILENET_V2
+    weights: Weights | None = Field(
+        default=None, description="`imagenet`, `bundled`, or a file; null takes the backbone's own default."
+    )
+    image_size: int | None = Field(
+        default=None,
+        le=MAX_IMAGE_SIZE,
+        description="Side in pixels of the square that images are resized to; null takes the backbone's own.",
+    )
+    train: Literal["head"] = Field(
+        default="head", description="Which part is trained: the head on the frozen backbone's features."
+    )
+    epochs: int = Field(default=100, ge=1, le=10_000)
+    batch_size: int = Field(default=64, ge=1, le=4096)
+    learning_rate: float = Field(default=0.01, gt=0, le=10)
+    weight_decay: float = Field(
+        default=0.05, ge=0, le=100, description="L2 penalty on the head's weights, as AdamW's decoupled decay."
+    )
+    augmentation: Literal["off", "light"] = Field(
+        default="light", description="`light` also trains on each image's mirror image."
+    )
+    class_weighting: Literal["none", "balanced"] = Field(
+        default="none", description="`balanced` weights each class by the inverse of its share of the images."
+    )
+    early_stopping: EarlyStopping | None = Field(default_factory=EarlyStopping)
+    validation_fraction: float = Field(
+        default=0.2,
+        gt=0,
+        le=0.5,
+        description="Share of the training images of each class held out, where the dataset has no validation split.",
+    )
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    checkpoint_interval_s: float = Field(default=30, ge=1, le=3600)
+    max_attempts: int = Field(
+        default=3,
+        ge=1,
+        le=100,
+        description="Attempts that may fail for an unknown reason. Lost machines and stores do not count.",
+    )
+    max_quarantined_fraction: float = Field(
+        default=0.1, ge=0, le=1, description="The job fails when a larger share of the files cannot be used."
+    )
+
+    @model_validator(mode="after")
+    def _fits_the_backbone(self) -> Self:
+        facts = BACKBONES[self.backbone]
+        if self.image_size is not None and self.image_size < facts.min_image_size:
+            raise ValueError(
+                f"image_size {self.image_size} is too small for {self.backbone}: use {facts.min_image_size} or more"
+            )
+        weights = self.weights or facts.default_weights
+        if isinstance(weights, str) and weights != facts.default_weights:
+            raise ValueError(
+                f"{self.backbone} has no {weights!r} weights: use {facts.default_weights!r}, or a file's URI"
+            )
+        return self
+
+    def resolved_weights(self) -> Weights:
+        """`weights`, or the backbone's default where it is null."""
+        if self.weights is not None:
+            return self.weights
+        return "bundled" if BACKBONES[self.backbone].default_weights == "bundled" else "imagenet"
+
+    def resolved_image_size(self) -> int:
+        """`image_size`, or the backbone's default where it is null. Pixels."""
+        return self.image_size or BACKBONES[self.backbone].default_image_size
+
+
+class JobKind(StrEnum):
+    TRAIN = "train"
+    IMPORT_BASE = "import_base"
+    """Publishes the pretrained classifier itself as the model `base`. Created by Rekindle, not by users."""
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"
+    PREPARING = "preparing"
+    TRAINING = "training"
+    EVALUATING = "evaluating"
+    WAITING_FOR_CAPACITY = "waiting_for_capacity"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in (JobState.CANCELLED, JobState.SUCCEEDED, JobState.FAILED)
+
+
+class Stage(StrEnum):
+    """The stages of an attempt, in order."""
+
+    PREFLIGHT = "preflight"
+    FEATURES = "features"
+    FIT = "fit"
+    EVALUATE = "evaluate"
+    PUBLISH = "publish"
+
+    @property
+    def job_state(self) -> JobState:
+        """The job's state while this stage runs."""
+        match self:
+            case Stage.PREFLIGHT | Stage.FEATURES:
+                return JobState.PREPARING
+            case Stage.FIT:
+                return JobState.TRAINING
+            case Stage.EVALUATE | Stage.PUBLISH:
+                return JobState.EVALUATING
+
+
+class FailureClass(StrEnum):
+    """Whose fault a failed attempt is; decides whether and when there is another."""
+
+    USER = "user"
+    """Bad data or a bad spec: fails at once."""
+    INFRASTRUCTURE = "infrastructure"
+    """Lost machines, stores, networks: tried again without limit, with backoff."""
+    CAPACITY = "capacity"
+    """No machine to be had: waits."""
+    UNKNOWN = "unknown"
+    """Anything else: tried again up to `max_attempts`."""
+
+
+class Failure(StoredContract):
+    failure_class: FailureClass
+    code: str = Field(description="Stable, for programs, e.g. `class_too_small`.")
+    message: str = Field(description="What was wrong and what to do.")
+    details: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Progress(StoredContract):
+    """How far the running stage is."""
+
+    stage: Stage
+    done: int
+    total: int | None
+    unit: str = Field(description="`images`, `epochs`, …")
+
+
+class EpochMetrics(StoredContract):
+    """One epoch of the fit. Losses are mean cross-entropies in nats; accuracies are shares from 0 to 1."""
+
+    epoch: int = Field(description="Counted from 1.")
+    epochs: int
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float | None
+    validation_accuracy: float | None
+
+
+class StageTiming(StoredContract):
+    stage: Stage
+    attempt: int
+    started_at: datetime
+    finished_at: datetime | None
+    skipped: bool = Field(default=False, description="Its result was already in the bucket.")
+
+
+class PublishedModel(StoredContract):
+    model_name: str
+    version: int
+    accuracy: float | None = Field(description="On the evaluated split, 0 to 1; null for `base`.")
+    evaluated_split: str | None
+
+
+class TrainingJob(Contract):
+    """A job as the API shows it."""
+
+    id: JobId
+    spec: TrainingJobSpec
+    model_name: str
+    state: JobState
+    attempt: int = Field(description="The newest attempt's number; 0 before the first.")
+    submission_id: str | None = Field(description="The newest attempt's id in the Ray dashboard.")
+    progress: Progress | None
+    metrics: EpochMetrics | None = Field(description="The newest epoch's.")
+    stages: list[StageTiming]
+    result: PublishedModel | None
+    failure: Failure | None
+    warnings: list[str]
+    reason: str = Field(description="Why the job is in its state, for people.")
+    created_at: datetime
+    updated_at: datetime
+    finished_at: datetime | None
+
+
+class JobEventType(StrEnum):
+    STATE = "state"
+    STAGE = "stage"
+    PROGRESS = "progress"
+    EPOCH = "epoch"
+    WARNING = "warning"
+
+
+class JobEvent(Contract):
+    """One line of a job's history. `seq` counts from 1 without gaps and is the SSE event id."""
+
+    seq: int
+    type: JobEventType
+    at: datetime
+    attempt: int
+    state: JobState = Field(description="The job's state after this event.")
+    message: str
+    data: dict[str, JsonValue] = Field(description="Depends on `type`: `StageTiming`, `Progress`, `EpochMetrics`, …")
+
+
+# --- what the gateway and an attempt tell each other through the bucket ---------------------------------------------
+
+
+class JobRecord(StoredContract):
+    """An accepted job as the bucket keeps it; all that an attempt is started from."""
+
+    job_id: JobId
+    kind: JobKind
+    model_name: str
+    created_at: datetime
+    spec: TrainingJobSpec | None = Field(description="Null for `import_base`.")
+    source_uri: str | None = Field(description="Where the dataset's files are; null for `import_base`.")
+    base: "BaseModelSpec | None" = None
+
+
+class BaseModelSpec(StoredContract):
+    """The pretrained classifier that is served as `base`."""
+
+    backbone: BackboneName
+    weights: Weights
+    image_size: int
+    labels_uri: str | None = Field(
+        description="JSON: a list of names, or Keras' class index; null for the labels that come with the weights."
+    )
+
+
+class Fence(StoredContract):
+    attempt: int
+
+
+class ProgressRecord(StoredContract):
+    """What an attempt reports while it runs. Written once each, in order of `seq` from 0."""
+
+    seq: int
+    at: datetime
+    attempt: int
+    type: JobEventType
+    stage: Stage
+    message: str
+    data: dict[str, JsonValue]
+
+
+class AttemptOutcome(StoredContract):
+    """How an attempt ended, by its own account. An attempt that died leaves none."""
+
+    job_id: JobId
+    attempt: int
+    finished_at: datetime
+    published: PublishedModel | None
+    failure: Failure | None
+
+
+class JobOutcome(StoredContract):
+    """How a job ended."""
+
+    job_id: JobId
+    state: JobState
+    attempt: int
+    finished_at: datetime
+    published: PublishedModel | None
+    failure: Failure | None

@@ -1,0 +1,165 @@
+"""Models: trunks that everybody shares, tails that jobs trained, and versions that bind the two."""
+
+import hashlib
+import json
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field
+
+from services.contracts.backbones import BackboneName
+from services.contracts.base import Contract, Sha256, StoredContract
+from services.contracts.ids import JobId, TrunkId
+from services.contracts.jobs import TrainingJobSpec, Weights
+
+BASE_MODEL = "base"
+"""The pretrained classifier's name. No job may publish under it."""
+
+PREPROCESSING_VERSION = 1
+"""Names how bytes become pixels (decoder, resize, scaling). Changing any of it means a new number."""
+
+
+class ObjectRef(StoredContract):
+    """One object of a manifest; readers check size and sha256."""
+
+    key: str
+    sha256: Sha256
+    size_bytes: int
+
+
+class TrunkRecipe(StoredContract):
+    """What a trunk is made from, before its weights were read."""
+
+    backbone: BackboneName
+    weights: Weights
+    image_size: int
+    cut: Literal["pooled"] = "pooled"
+    preprocessing_version: int = PREPROCESSING_VERSION
+
+    def sha256(self) -> str:
+        """Names the recipe. A file named without its sha256 is not a recipe that may be cached."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+class TrunkManifest(StoredContract):
+    """A frozen backbone up to its cut, identified by content and independent of the engine that runs it.
+
+    `pooled` cuts after global average pooling: the trunk maps a uint8 RGB image of `image_size` squared to
+    `feature_dim` float32 features. Preprocessing is part of it.
+    """
+
+    trunk_id: TrunkId
+    backbone: BackboneName
+    weights: Weights
+    weights_sha256: Sha256
+    image_size: int
+    cut: Literal["pooled"]
+    preprocessing_version: int
+    feature_dim: int
+    artefacts: dict[str, ObjectRef] = Field(description="By engine, e.g. `litert`.")
+    top: ObjectRef | None = Field(description="The pretrained classifier as a tail, where the weights have one.")
+
+
+def compute_trunk_id(
+    backbone: BackboneName, weights_sha256: str, cut: str, image_size: int, preprocessing_version: int
+) -> TrunkId:
+    """SHA-256 over what decides the features: not the engine, and not where the weights came from."""
+    recipe = json.dumps([backbone, weights_sha256, cut, image_size, preprocessing_version])
+    return TrunkId(hashlib.sha256(recipe.encode()).hexdigest())
+
+
+class ClassReport(StoredContract):
+    label: str
+    precision: float | None = Field(description="Null when the class was never predicted.")
+    recall: float | None = Field(description="Null when the split has no image of the class.")
+    f1: float | None
+    support: int = Field(description="Images of the class in the split.")
+
+
+class Evaluation(StoredContract):
+    """Quality on a split the weights were not chosen on where there is a test split, else on validation."""
+
+    split: str
+    image_count: int
+    accuracy: float = Field(description="0 to 1.")
+    loss: float = Field(description="Mean cross-entropy in nats.")
+    calibration_error: float = Field(description="Expected calibration error over 15 equal-width bins, 0 to 1.")
+    classes: list[ClassReport]
+    confusion_matrix: list[list[int]] = Field(description="[true label][predicted label], in the order of labels.")
+
+
+class Fingerprint(StoredContract):
+    """What the bits of the result depend on besides the spec and the data."""
+
+    device: str = Field(description="`cpu:<architecture and instruction sets>` or the GPU's name.")
+    trunk_engine: str = Field(description="Engine and version, e.g. `litert-2.3.0`.")
+    tensorflow: str
+    keras: str
+    threads: int
+
+
+class ModelManifest(StoredContract):
+    """A published version, complete by itself: trunk, tail, labels and how it came about."""
+
+    model_name: str
+    version: int
+    created_at: datetime
+    job_id: JobId
+    attempt: int
+    trunk: TrunkManifest
+    tail: ObjectRef = Field(description="Safetensors: `kernel` [feature_dim, labels], `bias` [labels], float32.")
+    tail_sha256: Sha256 = Field(description="Over the tail's tensors alone: equal for equal weights.")
+    labels: list[str]
+    spec: TrainingJobSpec | None
+    dataset_content_sha256: Sha256 | None
+    train_image_count: int
+    evaluation: Evaluation | None
+    predictions: ObjectRef | None = Field(description="Per-image predictions on the evaluated split, JSON lines.")
+    fingerprint: Fingerprint | None
+
+
+class VersionClaim(StoredContract):
+    job_id: JobId
+
+
+class AliasRecord(StoredContract):
+    alias: str
+    version: int
+    updated_at: datetime
+
+
+# --- as the API shows them ---
+
+
+class ModelVersion(Contract):
+    """A published version."""
+
+    model_name: str
+    version: int
+    created_at: datetime
+    job_id: JobId
+    backbone: BackboneName
+    image_size: int
+    labels: list[str]
+    train_image_count: int
+    evaluation: Evaluation | None
+    weights_sha256: Sha256 = Field(description="Over the trained weights; equal for equal weights.")
+    trunk_id: TrunkId
+
+
+class ModelAlias(Contract):
+    alias: str
+    version: int
+    updated_at: datetime
+
+
+class Model(Contract):
+    """A named line of versions."""
+
+    name: str
+    latest_version: int
+    labels: list[str] = Field(description="Of the latest version.")
+    accuracy: float | None = Field(description="Of the latest version on its evaluated split.")
+    aliases: list[ModelAlias]
+    created_at: datetime
+    updated_at: datetime

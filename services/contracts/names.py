@@ -1,0 +1,132 @@
+"""The name of every object in the bucket. Nobody else spells a key.
+
+Everything under `trunks/` and `features/` is content-addressed and may be rebuilt; the rest is what `rekindle
+restore` rebuilds a lost database from. Of the objects of one thing its manifest is always written last.
+"""
+
+from services.contracts.ids import DatasetId, JobId, TrunkId
+
+# --- datasets ---
+
+
+def dataset_record(dataset_id: DatasetId) -> str:
+    """The dataset as it was registered (`Dataset`)."""
+    return f"datasets/{dataset_id}/dataset.json"
+
+
+def dataset_files(dataset_id: DatasetId) -> str:
+    """Prefix of uploaded images; below it the layout is the user's: `<class>/<file>` or `<split>/<class>/<file>`."""
+    return f"datasets/{dataset_id}/files/"
+
+
+def dataset_manifest(dataset_id: DatasetId, fingerprint: str) -> str:
+    """Preflight's result (`DatasetManifest`) for one listing of the dataset and one way to split it."""
+    return f"datasets/{dataset_id}/manifests/{fingerprint}.json"
+
+
+# --- jobs ---
+
+
+def job_prefix(job_id: JobId) -> str:
+    return f"jobs/{job_id}/"
+
+
+def job_spec(job_id: JobId) -> str:
+    """The accepted job (`JobRecord`), written before the request is answered."""
+    return f"jobs/{job_id}/spec.json"
+
+
+def job_outcome(job_id: JobId) -> str:
+    """How the job ended (`JobOutcome`)."""
+    return f"jobs/{job_id}/outcome.json"
+
+
+def job_fence(job_id: JobId) -> str:
+    """The newest attempt (`Fence`). An attempt whose number is lower must not commit."""
+    return f"jobs/{job_id}/fence.json"
+
+
+def attempt_outcome(job_id: JobId, attempt: int) -> str:
+    """How an attempt ended (`AttemptOutcome`), created only if absent."""
+    return f"jobs/{job_id}/attempts/a{attempt}/outcome.json"
+
+
+def attempt_progress_prefix(job_id: JobId, attempt: int) -> str:
+    return f"jobs/{job_id}/attempts/a{attempt}/progress/"
+
+
+def attempt_progress(job_id: JobId, attempt: int, seq: int) -> str:
+    """One `ProgressRecord`. Keys sort by `seq`, so a reader asks for what comes after the last key it saw."""
+    return f"{attempt_progress_prefix(job_id, attempt)}{seq:08d}.json"
+
+
+def checkpoints_prefix(job_id: JobId) -> str:
+    return f"jobs/{job_id}/checkpoints/"
+
+
+def checkpoint_prefix(job_id: JobId, attempt: int, step: int) -> str:
+    """Objects of one checkpoint: a fresh prefix per attempt and step."""
+    return f"jobs/{job_id}/checkpoints/a{attempt:04d}-s{step:010d}/"
+
+
+def checkpoint_manifest(job_id: JobId, attempt: int, step: int) -> str:
+    """`CheckpointManifest`; the checkpoint exists if and only if this object does."""
+    return f"{checkpoint_prefix(job_id, attempt, step)}manifest.json"
+
+
+def job_report(job_id: JobId, attempt: int) -> str:
+    """Per-image predictions on the evaluated split, JSON lines."""
+    return f"jobs/{job_id}/attempts/a{attempt}/predictions.jsonl"
+
+
+# --- trunks and features ---
+
+
+def trunk_source(source_sha256: str) -> str:
+    """Maps a trunk's recipe (`TrunkRecipe.sha256()`) to the trunk it gave (`TrunkManifest`)."""
+    return f"trunks/sources/{source_sha256}.json"
+
+
+def trunk_manifest(trunk_id: TrunkId) -> str:
+    return f"trunks/{trunk_id}/trunk.json"
+
+
+def trunk_artefact(trunk_id: TrunkId, file_name: str) -> str:
+    """One engine's form of the trunk, or a pretrained top, e.g. `trunk.tflite`."""
+    return f"trunks/{trunk_id}/{file_name}"
+
+
+def features_prefix(trunk_id: TrunkId) -> str:
+    return f"features/{trunk_id}/"
+
+
+def feature_shard(trunk_id: TrunkId, shard_sha256: str) -> str:
+    """Features of many images, named by what is in it."""
+    return f"features/{trunk_id}/{shard_sha256}.safetensors"
+
+
+# --- models ---
+
+
+def model_prefix(model_name: str) -> str:
+    return f"models/{model_name}/"
+
+
+def model_claim(model_name: str, version: int) -> str:
+    """Who may publish this version (`VersionClaim`), created only if absent."""
+    return f"models/{model_name}/v{version}/claim.json"
+
+
+def model_object(model_name: str, version: int, attempt: int, file_name: str) -> str:
+    """One of a version's objects, under a prefix of the attempt that wrote it."""
+    return f"models/{model_name}/v{version}/a{attempt}/{file_name}"
+
+
+def model_manifest(model_name: str, version: int) -> str:
+    """`ModelManifest`; the version exists if and only if this object does."""
+    return f"models/{model_name}/v{version}/model.json"
+
+
+def model_alias(model_name: str, alias: str) -> str:
+    """`AliasRecord`, so that aliases survive the loss of the database."""
+    return f"models/{model_name}/aliases/{alias}.json"
