@@ -1,0 +1,1 @@
+"""One attempt of a job: preflight, features, fit, evaluate, publish."""
