@@ -1,0 +1,27 @@
+"""Engines run trunks. `load_engine` picks the fastest one that the trunk has an artefact for."""
+
+from ray_cluster.vision.engines.litert import LiteRTEngine
+from ray_cluster.vision.engines.protocol import Engine
+from ray_cluster.vision.verified import read_verified
+from services.contracts.errors import CorruptObject
+from services.contracts.models import TrunkManifest
+from services.runtime.objects.protocol import ObjectStore
+
+__all__ = ["Engine", "load_engine"]
+
+
+def load_engine(store: ObjectStore, trunk: TrunkManifest, threads: int = 1) -> Engine:
+    """Loads the trunk's artefact into an engine with that many threads.
+
+    The features' last bits may depend on the thread count; keep it the same wherever equal bits matter. Raises
+    `CorruptObject` when the artefact's bytes are not those of the manifest, `NotFound` when they are gone.
+    """
+    artefact = trunk.artefacts.get(LiteRTEngine.name)
+    if artefact is None:
+        raise CorruptObject(f"trunk {trunk.trunk_id} has no artefact that runs here: {sorted(trunk.artefacts)}")
+    engine = LiteRTEngine(read_verified(store, artefact), threads)
+    if engine.feature_dim != trunk.feature_dim:
+        raise CorruptObject(
+            f"trunk {trunk.trunk_id} gives {engine.feature_dim} features, its manifest says {trunk.feature_dim}"
+        )
+    return engine
