@@ -1,0 +1,1 @@
+"""Datasets: registered prefixes and uploads."""

@@ -1,0 +1,1 @@
+"""Training jobs: accepting, showing and cancelling them, and their event streams."""

@@ -1,0 +1,1 @@
+"""Compares what should run with what Ray says is running, and acts."""
