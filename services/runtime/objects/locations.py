@@ -1,0 +1,49 @@
+"""From a URI to the store or the object that it names."""
+
+from pathlib import Path
+from urllib.parse import unquote
+
+from services.contracts.errors import CallerError
+from services.runtime.objects.local import LocalStore
+from services.runtime.objects.protocol import ObjectStore
+
+_FORMS = "use s3://bucket/prefix or file:///folder"
+
+
+def open_store(uri: str) -> ObjectStore:
+    """The store rooted at `s3://bucket/prefix` or `file:///folder` (percent-encoded, as `Path.as_uri()` writes it).
+
+    Opening makes no request and writes nothing. The result's `uri` is the normal form, without a trailing slash.
+    Raises `CallerError` for other schemes, relative paths and `..` segments.
+    """
+    scheme, rest = _split(uri)
+    if scheme == "s3":
+        raise CallerError(f"{uri!r}: S3 is not there yet")
+    return LocalStore(_local_path(uri, rest))
+
+
+def open_object(uri: str) -> tuple[ObjectStore, str]:
+    """The store and the key of one object: `s3://bucket/a/b.h5` gives the store `s3://bucket/a` and the key `b.h5`.
+
+    Raises `CallerError` as `open_store` does, and where the URI names no object.
+    """
+    folder, _, name = uri.rpartition("/")
+    if not name or folder.endswith(":/") or folder == "s3:/":
+        raise CallerError(f"{uri!r} names no object: it must end in an object's name")
+    return open_store(folder), name
+
+
+def _split(uri: str) -> tuple[str, str]:
+    scheme, separator, rest = uri.partition("://")
+    if not separator or scheme not in {"s3", "file"}:
+        raise CallerError(f"cannot open {uri!r}: {_FORMS}")
+    return scheme, rest
+
+
+def _local_path(uri: str, rest: str) -> Path:
+    path = unquote(rest)
+    if not path.startswith("/"):
+        raise CallerError(f"{uri!r} is not an absolute path: {_FORMS}")
+    if "\0" in path or any(segment in {".", ".."} for segment in path.split("/")):
+        raise CallerError(f"{uri!r} has a '.' or '..' segment or a NUL: write the path out")
+    return Path(path)
