@@ -12,6 +12,7 @@ depends_on: str | None = None
 # Spelt out, not imported from the tables: a migration must not change when they do.
 JSON = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 TIME = sa.DateTime(timezone=True)
+DOUBLE: sa.Double[float] = sa.Double()
 
 
 def upgrade() -> None:
@@ -53,7 +54,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=64), nullable=False),
         sa.Column("holder", sa.String(length=128), nullable=False),
         sa.Column("epoch", sa.BigInteger(), nullable=False),
-        sa.Column("expires_at", sa.Double(asdecimal=False), nullable=False),
+        sa.Column("expires_at", DOUBLE, nullable=False),
         sa.PrimaryKeyConstraint("name", name="pk_leases"),
     )
     op.create_table(
