@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import structlog
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.types import ASGIApp
 
 from services.contracts.errors import RekindleError, RetryLater
@@ -30,6 +31,17 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class GatewayParts:
+    """What one gateway adds to the common ground. The parts of several gateways may share one app."""
+
+    routers: Sequence[APIRouter]
+    tags: Sequence[tuple[str, str]] = ()
+    lifespan: Lifespan | None = None
+    readiness: Mapping[str, ReadinessCheck] = field(default_factory=dict[str, ReadinessCheck])
+    dependencies: Mapping[str, ReadinessCheck] = field(default_factory=dict[str, ReadinessCheck])
+
+
 class StartRefused(RuntimeError):
     """The process must not serve with these settings. The message says what to change."""
 
@@ -45,6 +57,9 @@ class Readiness(BaseModel):
 
     status: Literal["ready"] = "ready"
     checks: list[str]
+    unavailable: dict[str, str] = Field(
+        default_factory=dict, description="What cannot be reached though most requests do without it, and why."
+    )
 
 
 class _Gateway(FastAPI):
@@ -70,6 +85,7 @@ def create_app(
     tags: Sequence[tuple[str, str]] = (),
     lifespan: Lifespan | None = None,
     readiness: Mapping[str, ReadinessCheck] | None = None,
+    dependencies: Mapping[str, ReadinessCheck] | None = None,
 ) -> FastAPI:
     """A gateway.
 
@@ -81,6 +97,7 @@ def create_app(
         tags: Name and description of each tag that the routes use.
         lifespan: What runs beside the requests. `app.state.settings` and `app.state.database` are there before.
         readiness: What `/readyz` asks besides the database, by name. Each has `READINESS_TIMEOUT_S`.
+        dependencies: What `/readyz` asks and only reports: the gateway is ready without it.
 
     Starting raises `StartRefused` when keys are required and there is none.
     """
@@ -101,7 +118,7 @@ def create_app(
     app.state.database = database
     app.state.key_verifier = KeyVerifier(database) if settings.api_keys_required else None
     install_problem_handlers(app)
-    app.include_router(_operations_router({"database": database.ping, **(readiness or {})}))
+    app.include_router(_operations_router({"database": database.ping, **(readiness or {})}, dependencies or {}))
     for router in routers:
         app.include_router(router)
     _describe(app, keys_required=settings.api_keys_required)
@@ -133,7 +150,7 @@ def _lifespan(settings: Settings, database: Database, inner: Lifespan | None) ->
 # --- health and metrics ---------------------------------------------------------------------------------------------
 
 
-def _operations_router(checks: Mapping[str, ReadinessCheck]) -> APIRouter:
+def _operations_router(checks: Mapping[str, ReadinessCheck], dependencies: Mapping[str, ReadinessCheck]) -> APIRouter:
     router = APIRouter(tags=[OPERATIONS_TAG])
 
     @router.get("/healthz", summary="Whether the process runs")
@@ -142,12 +159,11 @@ def _operations_router(checks: Mapping[str, ReadinessCheck]) -> APIRouter:
 
     @router.get("/readyz", summary="Whether requests can be answered", responses=problem_responses(RetryLater))
     async def get_readiness() -> Readiness:
-        results = await asyncio.gather(*(_check(check) for check in checks.values()))
-        failed = {name: reason for name, reason in zip(checks, results, strict=True) if reason is not None}
+        failed, unavailable = await asyncio.gather(_failures(checks), _failures(dependencies))
         if failed:
             shown = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
             raise RetryLater(f"not ready: {shown}", {"failed": dict(failed)})
-        return Readiness(checks=list(checks))
+        return Readiness(checks=list(checks), unavailable=unavailable)
 
     @router.get("/metrics", include_in_schema=False)
     async def get_metrics() -> Response:
@@ -156,6 +172,12 @@ def _operations_router(checks: Mapping[str, ReadinessCheck]) -> APIRouter:
     # The decorators have registered them.
     del get_health, get_readiness, get_metrics
     return router
+
+
+async def _failures(checks: Mapping[str, ReadinessCheck]) -> dict[str, str]:
+    """Why not, by the names of the checks that failed."""
+    results = await asyncio.gather(*(_check(check) for check in checks.values()))
+    return {name: reason for name, reason in zip(checks, results, strict=True) if reason is not None}
 
 
 async def _check(check: ReadinessCheck) -> str | None:
