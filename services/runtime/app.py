@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import structlog
@@ -29,17 +28,6 @@ ReadinessCheck = Callable[[], Awaitable[None]]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class GatewayParts:
-    """What one gateway adds to the common ground. The parts of several gateways may share one app."""
-
-    routers: Sequence[APIRouter]
-    tags: Sequence[tuple[str, str]] = ()
-    lifespan: Lifespan | None = None
-    readiness: Mapping[str, ReadinessCheck] = field(default_factory=dict[str, ReadinessCheck])
-    dependencies: Mapping[str, ReadinessCheck] = field(default_factory=dict[str, ReadinessCheck])
 
 
 class StartRefused(RuntimeError):

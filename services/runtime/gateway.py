@@ -22,6 +22,8 @@ class GatewayParts:
     """Puts what its routes need on `app.state`, runs the background work, and ends it."""
     tags: Sequence[tuple[str, str]] = ()
     readiness: Mapping[str, ReadinessCheck] = field(default_factory=dict[str, ReadinessCheck])
+    dependencies: Mapping[str, ReadinessCheck] = field(default_factory=dict[str, ReadinessCheck])
+    """What `/readyz` reports without failing: most requests do without it."""
     end_streams: Callable[[], None] = _nothing
     """Ends responses that would go on for minutes. Call it when the server stops, before it waits for its requests."""
 
@@ -45,5 +47,6 @@ def join(parts: Sequence[GatewayParts]) -> GatewayParts:
         lifespan=lifespan,
         tags=list(dict.fromkeys(tag for part in parts for tag in part.tags)),
         readiness={name: check for part in parts for name, check in part.readiness.items()},
+        dependencies={name: check for part in parts for name, check in part.dependencies.items()},
         end_streams=end_streams,
     )
