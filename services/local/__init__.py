@@ -1,0 +1,1 @@
+"""The whole of Rekindle on one machine: a Ray head and both gateways, started, watched and stopped together."""
