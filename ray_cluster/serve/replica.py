@@ -1,0 +1,58 @@
+"""A trunk replica: one process that serves every model on its trunk. Imports no TensorFlow."""
+
+import logging
+import math
+import time
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ray_cluster.serve.service import TrunkService
+from ray_cluster.vision.engines import load_engine
+from ray_cluster.vision.trunks import read_trunk
+from services.contracts.errors import NotFound
+from services.contracts.serving import TrunkApplicationArgs
+from services.runtime.objects import open_store
+
+log = logging.getLogger("ray.serve")
+
+
+class TrunkReplica:
+    """What Ray Serve runs: loads the trunk, then answers requests."""
+
+    def __init__(self, args: dict[str, object]) -> None:
+        """Loads one engine per core it was given; `args` is a dumped `TrunkApplicationArgs`.
+
+        Raises `NotFound` when the trunk is not in the bucket and `CorruptObject` when it is damaged; Serve retries.
+        """
+        started_at = time.perf_counter()
+        settings = TrunkApplicationArgs.model_validate(args)
+        store = open_store(settings.bucket_uri)
+        trunk = read_trunk(store, settings.trunk_id)
+        if trunk is None:
+            raise NotFound(f"trunk {settings.trunk_id} is not in {settings.bucket_uri}")
+        engines = [load_engine(store, trunk) for _ in range(max(1, math.floor(settings.num_cpus)))]
+        self._service = TrunkService(
+            store,
+            trunk,
+            engines,
+            tail_cache_bytes=settings.tail_cache_bytes,
+            max_waiting=settings.max_ongoing_requests,
+        )
+        log.info(
+            "trunk.loaded",
+            extra={
+                "trunk_id": trunk.trunk_id,
+                "engine": engines[0].name,
+                "engine_count": len(engines),
+                "duration_s": round(time.perf_counter() - started_at, 3),
+            },
+        )
+
+    async def __call__(self, request: Request) -> Response:
+        """Answers one request."""
+        return await self._service.handle(request)
+
+    def check_health(self) -> None:
+        """Serve calls this every few seconds, and replaces the replica when it raises."""
+        self._service.check_health()

@@ -1,0 +1,140 @@
+"""What a replica does with a request: `contracts/serving.py` on one trunk, for every model that is built on it.
+
+The event loop only routes; decoding and the trunk run in threads.
+"""
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ray_cluster.serve.batching import Batcher
+from ray_cluster.serve.classifier import Classifier, Question
+from ray_cluster.serve.model_tails import LabelledTail, TailKey, load_tail
+from ray_cluster.serve.tail_cache import TailCache
+from ray_cluster.vision.engines import Engine
+from services.contracts.base import NAME_PATTERN
+from services.contracts.errors import (
+    CallerError,
+    Conflict,
+    InternalError,
+    NotFound,
+    RekindleError,
+    RetryLater,
+)
+from services.contracts.models import TrunkManifest
+from services.contracts.predictions import Prediction
+from services.contracts.serving import ReplicaError, ReplicaPrediction
+from services.runtime.objects.protocol import ObjectStore
+
+MAX_BATCH = 8
+"""Images that one thread takes at a time. On a CPU a larger batch gains nothing and makes its first image wait."""
+STUCK_AFTER_S = 60
+"""A batch that runs longer means that the engine hangs: the health check fails and Serve replaces the replica."""
+
+# Serve's own logger: its handlers write structured lines to the replica's log.
+log = logging.getLogger("ray.serve")
+
+
+class PredictQuery(BaseModel):
+    """The query of one call."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(pattern=NAME_PATTERN)
+    version: int = Field(ge=1)
+    top_k: int = Field(default=5, ge=1)
+
+
+class TrunkService:
+    """Handles `POST …/predict`. See `contracts/serving.py` for what it answers."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        trunk: TrunkManifest,
+        engines: Sequence[Engine],
+        *,
+        tail_cache_bytes: int,
+        max_waiting: int,
+    ) -> None:
+        """`engines` all run `trunk`; as many threads share them. At most `max_waiting` images queue for a thread."""
+        self._store = store
+        self._trunk = trunk
+        self._tails: TailCache[TailKey, LabelledTail] = TailCache(self._load_tail, tail_cache_bytes)
+        self._batcher: Batcher[Question, list[Prediction]] = Batcher(
+            Classifier(engines, trunk.image_size).answer,
+            workers=len(engines),
+            max_batch=MAX_BATCH,
+            max_waiting=max_waiting,
+        )
+
+    async def handle(self, request: Request) -> Response:
+        """Answers one request; never raises for what the contract knows."""
+        try:
+            predictions = await self._predict(request)
+        except RekindleError as error:
+            return _error_response(error)
+        return _json(200, ReplicaPrediction(predictions=predictions))
+
+    def check_health(self) -> None:
+        """Raises `InternalError` when the engine hangs."""
+        running_s = self._batcher.longest_running_s()
+        if running_s > STUCK_AFTER_S:
+            raise InternalError(f"a batch has been running for {running_s:.0f} s")
+
+    async def _predict(self, request: Request) -> list[Prediction]:
+        if request.method != "POST" or not re.fullmatch(r"(/trunks/[^/]+)?/predict", request.url.path):
+            raise NotFound(f"nothing is at {request.method} {request.url.path}: POST to …/predict")
+        query = _parse_query(request)
+        # The tail may have to be read from the bucket; the body is in memory by now, so it is not held up for long.
+        tail = await self._tails.get(TailKey(query.model, query.version))
+        return await self._batcher.submit(Question(await request.body(), tail, query.top_k))
+
+    async def _load_tail(self, key: TailKey) -> LabelledTail:
+        started_at = time.perf_counter()
+        tail = await asyncio.to_thread(load_tail, self._store, self._trunk, key)
+        log.info(
+            "tail.loaded",
+            extra={
+                "model": key.model_name,
+                "version": key.version,
+                "size_bytes": tail.size_bytes,
+                "duration_s": round(time.perf_counter() - started_at, 4),
+            },
+        )
+        return tail
+
+
+def _parse_query(request: Request) -> PredictQuery:
+    try:
+        return PredictQuery.model_validate(dict(request.query_params))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CallerError(f"query {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _error_response(error: RekindleError) -> Response:
+    match error:
+        case NotFound():
+            status = 404
+        case Conflict():
+            status = 409
+        case CallerError():
+            status = 422
+        case RetryLater():
+            status = 503
+        case _:
+            status = 500
+            log.error("predict.failed", extra={"code": error.code, "reason": error.message})
+    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, RetryLater) else None
+    return _json(status, ReplicaError(code=error.code, message=error.message, details=error.details), headers)
+
+
+def _json(status: int, body: BaseModel, headers: dict[str, str] | None = None) -> Response:
+    return Response(body.model_dump_json(), status, headers, "application/json")
