@@ -120,6 +120,8 @@ def _request_id(scope: Scope) -> str:
 
 def _route_template(scope: Scope) -> str:
     """The route's path with its parameters' names, so that metrics have few series; `unmatched` for none."""
-    route = scope.get("route")
-    path = getattr(route, "path_format", None) or getattr(route, "path", None)
+    # A route knows the path it was declared with; the prefixes of the routers around it are in FastAPI's context.
+    included = scope.get("fastapi", {}).get("effective_route_context")
+    route = included if included is not None else scope.get("route")
+    path: object = getattr(route, "path_format", None)
     return path if isinstance(path, str) else "unmatched"
