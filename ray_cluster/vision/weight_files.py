@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.contracts.errors import NotFound, SourceUnreadable, WeightsUnusable
+from services.contracts.errors import CallerError, WeightsUnusable
 from services.contracts.jobs import WeightsUri
-from services.runtime.objects import open_store
+from services.runtime.objects import ObjectInfo, open_object
 
 BUNDLED_WEIGHTS = Path(__file__).parent / "assets" / "rekindle_tiny.weights.h5"
 MAX_BYTES = 4 * 1024**3
@@ -41,9 +41,7 @@ def fetch(weights: WeightsUri, folder: Path) -> WeightFile:
 
     Raises `WeightsUnusable` when there is no such file, or when its bytes are not those of `weights.sha256`.
     """
-    name = weights.uri.rpartition("/")[2]
-    # Keras tells its two file formats apart by the name, so the name's end has to survive, and nothing else of it.
-    path = folder / ("weights.weights.h5" if name.endswith(".weights.h5") else "weights.h5")
+    path = folder / "pretrained.h5"
     digest = hashlib.sha256()
     with path.open("wb") as file:
         for chunk in _chunks(weights.uri):
@@ -59,19 +57,24 @@ def fetch(weights: WeightsUri, folder: Path) -> WeightFile:
 
 
 def _chunks(uri: str) -> Iterator[bytes]:
-    folder, _, name = uri.rpartition("/")
-    if not name.endswith(".h5"):
+    if not uri.endswith(".h5"):
         raise WeightsUnusable(f"{uri} is not a Keras weights file: its name must end in .h5", {"uri": uri})
     try:
-        store = open_store(folder)
-        info = store.head(name)
-        if info is None:
-            raise WeightsUnusable(f"there is no weights file at {uri}", {"uri": uri})
-        if info.size_bytes > MAX_BYTES:
-            raise WeightsUnusable(
-                f"the weights at {uri} have {info.size_bytes} bytes: at most {MAX_BYTES} are read", {"uri": uri}
-            )
-        for start in range(0, info.size_bytes, _CHUNK_BYTES):
-            yield store.get_range(name, start, min(_CHUNK_BYTES, info.size_bytes - start))
-    except (SourceUnreadable, NotFound) as error:
+        store, name = open_object(uri)
+        size_bytes = _checked_size(uri, store.head(name))
+        for start in range(0, size_bytes, _CHUNK_BYTES):
+            yield store.get_range(name, start, min(_CHUNK_BYTES, size_bytes - start))
+    except WeightsUnusable:
+        raise
+    except CallerError as error:
         raise WeightsUnusable(f"the weights at {uri} cannot be read: {error}", {"uri": uri}) from error
+
+
+def _checked_size(uri: str, info: ObjectInfo | None) -> int:
+    if info is None:
+        raise WeightsUnusable(f"there is no weights file at {uri}", {"uri": uri})
+    if info.size_bytes > MAX_BYTES:
+        raise WeightsUnusable(
+            f"the weights at {uri} have {info.size_bytes} bytes: at most {MAX_BYTES} are read", {"uri": uri}
+        )
+    return info.size_bytes
