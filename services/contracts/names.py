@@ -19,9 +19,14 @@ def dataset_files(dataset_id: DatasetId) -> str:
     return f"datasets/{dataset_id}/files/"
 
 
+def dataset_manifests(dataset_id: DatasetId) -> str:
+    """Prefix of the dataset's manifests."""
+    return f"datasets/{dataset_id}/manifests/"
+
+
 def dataset_manifest(dataset_id: DatasetId, fingerprint: str) -> str:
     """Preflight's result (`DatasetManifest`) for one listing of the dataset and one way to split it."""
-    return f"datasets/{dataset_id}/manifests/{fingerprint}.json"
+    return f"{dataset_manifests(dataset_id)}{fingerprint}.json"
 
 
 # --- jobs ---
@@ -127,6 +132,19 @@ def model_manifest(model_name: str, version: int) -> str:
     return f"models/{model_name}/v{version}/model.json"
 
 
+def model_deletion(model_name: str, version: int) -> str:
+    """`VersionDeletion`: the version was deleted by a user and is no longer shown or served."""
+    return f"models/{model_name}/v{version}/deleted.json"
+
+
 def model_alias(model_name: str, alias: str) -> str:
     """`AliasRecord`, so that aliases survive the loss of the database."""
     return f"models/{model_name}/aliases/{alias}.json"
+
+
+# --- the store itself ---
+
+
+def store_check(token: str) -> str:
+    """A short-lived object that the object store's self-test writes and deletes."""
+    return f"checks/{token}"
