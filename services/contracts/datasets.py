@@ -32,6 +32,16 @@ class UploadSource(Contract):
 DatasetSource = Annotated[PrefixSource | UploadSource, Field(discriminator="type")]
 
 
+class NewDataset(Contract):
+    """A dataset to register."""
+
+    name: ResourceName = Field(examples=["flowers"])
+    source: DatasetSource = Field(
+        examples=[{"type": "prefix", "uri": "s3://my-bucket/flowers/"}, {"type": "upload"}],
+        description="`prefix`: images that stay where they are. `upload`: images that you send next.",
+    )
+
+
 class DatasetState(StrEnum):
     AWAITING_UPLOAD = "awaiting_upload"
     READY = "ready"
@@ -133,6 +143,9 @@ class DatasetManifest(StoredContract):
     fingerprint: str = Field(description="SHA-256 over the listing and the split's parameters; names the manifest.")
     labels: list[str] = Field(description="Class order, by name. Index k of every probability vector is labels[k].")
     images: list[ImageRecord]
+    validation_held_out: bool = Field(
+        default=False, description="The dataset has no validation split; its images were taken from the training ones."
+    )
     report: PreflightReport
 
     def content_sha256(self) -> str:
