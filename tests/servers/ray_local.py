@@ -1,1 +1,121 @@
-"""Being written."""
+"""A real Ray head on this machine, with its dashboard and Jobs API, as users start it: `ray start --head`."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+_START_TIMEOUT_S = 120
+_OBJECT_STORE_BYTES = 80 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class LocalRay:
+    """A running Ray head."""
+
+    address: str
+    """Of the GCS, for `ray.init` and RAY_ADDRESS."""
+    dashboard_url: str
+    env: dict[str, str]
+    """For processes that are drivers in this cluster."""
+    temp_dir: Path
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[LocalRay]:
+    """A Ray head with 8 logical CPUs of its own, gone at the end with everything that it started."""
+    # A Unix socket's path has at most 107 bytes, and Ray's lie deep: pytest's own folders are too long.
+    temp_dir = Path(tempfile.mkdtemp(prefix="rk-", dir="/tmp"))
+    gcs, dashboard, agent, metrics, runtime_env = _free_ports(5)
+    env = _environment()
+    command = [
+        Path(sys.executable).with_name("ray").as_posix(),
+        *("start", "--head", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1"),
+        *(f"--port={gcs}", f"--temp-dir={temp_dir}", "--num-cpus=8", f"--object-store-memory={_OBJECT_STORE_BYTES}"),
+        *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
+        *(f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"),
+        f"--runtime-env-agent-port={runtime_env}",
+        *("--ray-client-server-port=0", "--min-worker-port=0", "--max-worker-port=0"),
+    ]
+    log_path = temp_dir / "ray-start.log"
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=ROOT
+        )
+    try:
+        dashboard_url = f"http://127.0.0.1:{dashboard}"
+        _wait_for_jobs_api(process, dashboard_url, log_path)
+        address = f"127.0.0.1:{gcs}"
+        yield LocalRay(address, dashboard_url, {**env, "RAY_ADDRESS": address}, temp_dir)
+    finally:
+        _kill_everything(process, temp_dir)
+        shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    threads = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "RAY_AUTH_MODE": "disabled"}
+    return {**kept, **threads, **quiet, "PYTHONPATH": ROOT.as_posix(), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as open_until_all_are_found:
+        sockets = [open_until_all_are_found.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _wait_for_jobs_api(process: subprocess.Popen[bytes], dashboard_url: str, log_path: Path) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(httpx2.HTTPError):
+            # Submitting needs the agent as well, which this asks and which is up after the dashboard.
+            if httpx2.get(f"{dashboard_url}/api/jobs/", timeout=5).is_success:
+                return
+        time.sleep(0.1)
+    pytest.fail(f"Ray did not start:\n{log_path.read_text(errors='replace')}")
+
+
+def _kill_everything(process: subprocess.Popen[bytes], temp_dir: Path) -> None:
+    """Ends the head and all that belongs to its temp dir, workers that lost their parent included."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=10)
+    doomed = [each for each in psutil.process_iter() if _belongs_to(each, temp_dir)]
+    for each in doomed:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+    psutil.wait_procs(doomed, timeout=10)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=10)
+
+
+def _belongs_to(process: psutil.Process, temp_dir: Path) -> bool:
+    """By its command line, or by an open file: workers rename themselves `ray::…` and drop their arguments."""
+    try:
+        if any(temp_dir.as_posix() in part for part in process.cmdline()):
+            return True
+        return process.name().startswith("ray::") and any(
+            file.path.startswith(temp_dir.as_posix()) for file in process.open_files()
+        )
+    except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+        return False

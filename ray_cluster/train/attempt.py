@@ -1,0 +1,135 @@
+"""One attempt of a job: `python -m ray_cluster.train.attempt --bucket URI --job JOB_ID --attempt N`.
+
+The entrypoint of a Ray job. Everything that it does is whole or not at all and may be done again, so it can be killed
+at any moment, and the next attempt goes on from what is in the bucket. Exits with 0 when the model was published, and
+with 1 otherwise; what happened stands in the attempt's outcome, which a killed or fenced attempt does not leave.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ray
+
+from ray_cluster.train import stages
+from ray_cluster.train.base_import import import_base
+from ray_cluster.train.cluster import default_parallelism
+from ray_cluster.train.context import AttemptContext
+from ray_cluster.train.failures import classify
+from ray_cluster.train.fence import check_fence
+from ray_cluster.train.reporter import Reporter
+from services.contracts import names
+from services.contracts.base import utc_now
+from services.contracts.errors import InternalError, RetryLater
+from services.contracts.ids import JobId
+from services.contracts.jobs import AttemptOutcome, Failure, JobKind, JobRecord, PublishedModel
+from services.contracts.models import ModelManifest, TrunkRecipe
+from services.runtime.objects import ObjectStore, open_store
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """The command line."""
+
+    bucket_uri: str
+    job_id: JobId
+    attempt: int
+    feature_parallelism: int | None
+    """Single-threaded tasks at a time; None takes what the cluster's cores are."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the attempt in the Ray cluster that RAY_ADDRESS names, and returns the exit code."""
+    arguments = _parse(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stdout)
+    ray.init(address="auto", log_to_driver=True)
+    # Ray's own handler tidies up for seconds. There is nothing to tidy up: let `ray job stop` end us at once.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    store = open_store(arguments.bucket_uri)
+    try:
+        published = run_attempt(store, arguments)
+    except Exception as error:  # noqa: BLE001 - the edge of the process: every error is classified
+        failure = classify(error)
+        if failure is None:
+            _log.warning("stopping: %s", error)
+            return 1
+        _log.error("the attempt failed (%s): %s", failure.failure_class, failure.message, exc_info=error)
+        _write_outcome(store, arguments, None, failure)
+        return 1
+    return 0 if _write_outcome(store, arguments, published, None) else 1
+
+
+def run_attempt(store: ObjectStore, arguments: Arguments) -> PublishedModel:
+    """Publishes the job's model. Raises whatever goes wrong; `Fenced` when a newer attempt exists."""
+    record = JobRecord.model_validate_json(store.get(names.job_spec(arguments.job_id)))
+    check_fence(store, arguments.job_id, arguments.attempt)
+    context = AttemptContext(
+        bucket_uri=arguments.bucket_uri,
+        store=store,
+        record=record,
+        attempt=arguments.attempt,
+        reporter=Reporter(store, arguments.job_id, arguments.attempt),
+        parallelism=arguments.feature_parallelism or default_parallelism(os.cpu_count() or 1),
+    )
+    model = train(context) if record.kind is JobKind.TRAIN else import_base(context)
+    evaluation = model.evaluation
+    return PublishedModel(
+        model_name=model.model_name,
+        version=model.version,
+        accuracy=evaluation.accuracy if evaluation else None,
+        evaluated_split=evaluation.split if evaluation else None,
+    )
+
+
+def train(context: AttemptContext) -> ModelManifest:
+    """The story of a training run. The trunk is built while preflight reads the images."""
+    spec, source_uri = context.record.spec, context.record.source_uri
+    if spec is None or source_uri is None:
+        raise InternalError(f"job {context.record.job_id} is to train and says not what, or on what")
+    recipe = TrunkRecipe(backbone=spec.backbone, weights=spec.resolved_weights(), image_size=spec.resolved_image_size())
+    pending_trunk = stages.PendingTrunk(context, recipe)
+    manifest = stages.run_preflight(context, spec, source_uri)
+    trunk = stages.run_features(context, spec, source_uri, manifest, pending_trunk)
+    trained = stages.run_fit(context, spec, manifest, trunk)
+    evaluated = stages.run_evaluate(context, manifest, trunk, trained[1])
+    return stages.run_publish(context, spec, manifest, trunk, trained, evaluated)
+
+
+def _write_outcome(
+    store: ObjectStore, arguments: Arguments, published: PublishedModel | None, failure: Failure | None
+) -> bool:
+    """Whether the outcome could be written. Without one, the attempt counts as lost."""
+    outcome = AttemptOutcome(
+        job_id=arguments.job_id,
+        attempt=arguments.attempt,
+        finished_at=utc_now(),
+        published=published,
+        failure=failure,
+    )
+    key = names.attempt_outcome(arguments.job_id, arguments.attempt)
+    try:
+        store.put(key, outcome.model_dump_json().encode(), if_absent=True)
+    except RetryLater:
+        _log.exception("the outcome could not be written")
+        return False
+    return True
+
+
+def _parse(argv: Sequence[str] | None) -> Arguments:
+    parser = argparse.ArgumentParser(description="Run one attempt of a training job.")
+    parser.add_argument("--bucket", required=True, help="s3://bucket/prefix or file:///folder")
+    parser.add_argument("--job", required=True)
+    parser.add_argument("--attempt", required=True, type=int)
+    parser.add_argument("--feature-parallelism", type=int, default=None, help="default: the cluster's cores")
+    parsed = parser.parse_args(argv)
+    return Arguments(parsed.bucket, JobId(parsed.job), parsed.attempt, parsed.feature_parallelism)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""What every stage of an attempt has at hand, and how a stage is timed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+from ray_cluster.train.reporter import Reporter
+from services.contracts.base import utc_now
+from services.contracts.jobs import JobRecord, Stage, StageTiming
+from services.runtime.objects import ObjectStore
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptContext:
+    """One attempt of one job."""
+
+    bucket_uri: str
+    store: ObjectStore
+    record: JobRecord
+    attempt: int
+    reporter: Reporter
+    parallelism: int
+    """Single-threaded tasks that run at a time."""
+
+
+class RunningStage:
+    """A stage that has begun; `skip` says that its result was there already."""
+
+    def __init__(self, stage: Stage, started_at: datetime) -> None:
+        self.stage = stage
+        self.started_at = started_at
+        self.skipped = False
+
+    def skip(self) -> None:
+        """Nothing had to be done."""
+        self.skipped = True
+
+
+@contextmanager
+def running(context: AttemptContext, stage: Stage) -> Iterator[RunningStage]:
+    """Reports the stage's beginning, and its end unless it fails."""
+    run = RunningStage(stage, utc_now())
+    timing = StageTiming(stage=stage, attempt=context.attempt, started_at=run.started_at, finished_at=None)
+    context.reporter.stage(timing)
+    yield run
+    context.reporter.stage(timing.model_copy(update={"finished_at": utc_now(), "skipped": run.skipped}))

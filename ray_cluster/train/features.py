@@ -1,0 +1,248 @@
+"""The feature cache: what the trunk makes of each image, computed once per image, ever.
+
+A shard is a safetensors object with `features` float32 [N, D], `sha256` uint8 [N, 32] (of the image's bytes) and `view`
+uint8 [N]. Its name is the SHA-256 of its sorted (sha256, view) pairs, so computing it twice writes the same object
+twice. The index of the cache is the shards themselves: their key tensors are read by ranges, without the features.
+
+Array axes: N row, D feature, V view.
+"""
+
+import hashlib
+import itertools
+import json
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from ray_cluster.vision import images
+from ray_cluster.vision.engines import Engine, load_engine
+from services.contracts import names
+from services.contracts.base import Sha256
+from services.contracts.datasets import ImageRecord
+from services.contracts.errors import CallerError, CorruptObject, ImageRejected, NotFound
+from services.contracts.ids import TrunkId
+from services.contracts.models import TrunkManifest
+from services.runtime.objects import ObjectInfo, ObjectStore
+
+SHARD_ROWS = 256
+"""Rows of a full shard: 1.3 MB at 1280 features, a few seconds of one core."""
+_READERS = 8
+_PREFETCH = 8
+_HEADER_GUESS_BYTES = 2048
+_HEADER_LENGTH_BYTES = 8
+
+FeaturesND = npt.NDArray[np.float32]
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureKey:
+    """One row of the cache."""
+
+    sha256: Sha256
+    view: int
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureWork:
+    """A shard to compute: images, and which views of each."""
+
+    images: list[tuple[ImageRecord, list[int]]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    shard_key: str
+    row: int
+
+
+# --- the shard's form ---
+
+
+def shard_sha256(keys: Iterable[FeatureKey]) -> str:
+    """The shard's name, whatever the order of its rows."""
+    digest = hashlib.sha256()
+    for key in sorted(keys, key=lambda key: (key.sha256, key.view)):
+        digest.update(f"{key.sha256}:{key.view}\n".encode())
+    return digest.hexdigest()
+
+
+def encode_shard(keys: Sequence[FeatureKey], features_ND: FeaturesND) -> bytes:
+    """The shard's bytes; row n of the features belongs to `keys[n]`."""
+    hashes_N32 = np.frombuffer(b"".join(bytes.fromhex(key.sha256) for key in keys), np.uint8).reshape(-1, 32)
+    views_N = np.array([key.view for key in keys], np.uint8)
+    return save({"features": np.ascontiguousarray(features_ND), "sha256": hashes_N32, "view": views_N})
+
+
+def read_shard_keys(store: ObjectStore, info: ObjectInfo) -> list[FeatureKey]:
+    """The keys of a shard's rows, in order, without its features. Raises `CorruptObject`, `NotFound`."""
+    head = store.get_range(info.key, 0, _HEADER_GUESS_BYTES)
+    header_size = int.from_bytes(head[:_HEADER_LENGTH_BYTES], "little")
+    data_start = _HEADER_LENGTH_BYTES + header_size
+    if data_start > info.size_bytes:
+        raise CorruptObject(f"feature shard {info.key} is cut short")
+    if data_start > len(head):
+        head = store.get_range(info.key, 0, data_start)
+    try:
+        header = json.loads(head[_HEADER_LENGTH_BYTES:data_start])
+        ends = [header[name]["data_offsets"][1] for name in ("features", "sha256", "view")]
+        starts = [header[name]["data_offsets"][0] for name in ("sha256", "view")]
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise CorruptObject(f"feature shard {info.key} has a broken header: {error}") from error
+    if data_start + max(ends) != info.size_bytes:
+        raise CorruptObject(f"feature shard {info.key} has {info.size_bytes} bytes, not {data_start + max(ends)}")
+    first, end = min(starts), max(ends[1:])
+    keys = store.get_range(info.key, data_start + first, end - first)
+    hashes = keys[starts[0] - first : ends[1] - first]
+    views = keys[starts[1] - first : ends[2] - first]
+    return [FeatureKey(hashes[32 * row : 32 * row + 32].hex(), view) for row, view in enumerate(views)]
+
+
+# --- the index ---
+
+
+class FeatureIndex:
+    """Where each cached row is. A snapshot: load a new one after shards were added."""
+
+    def __init__(self, rows: dict[FeatureKey, _Row]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @classmethod
+    def load(cls, store: ObjectStore, trunk_id: TrunkId) -> "FeatureIndex":
+        """Reads every shard's keys. A shard that is broken or goes away meanwhile counts as absent."""
+
+        def keys_of(info: ObjectInfo) -> list[FeatureKey]:
+            try:
+                return read_shard_keys(store, info)
+            except (CorruptObject, NotFound) as error:
+                _log.warning("%s; its features are computed again", error)
+                return []
+
+        shards = [info for info in store.list(names.features_prefix(trunk_id)) if info.key.endswith(".safetensors")]
+        rows: dict[FeatureKey, _Row] = {}
+        with ThreadPoolExecutor(_READERS) as readers:
+            for info, keys in zip(shards, readers.map(keys_of, shards), strict=True):
+                for row, key in enumerate(keys):
+                    rows.setdefault(key, _Row(info.key, row))
+        return cls(rows)
+
+    def missing(self, keys: Iterable[FeatureKey]) -> list[FeatureKey]:
+        """Those of the keys that are not cached, in their order."""
+        return [key for key in keys if key not in self._rows]
+
+    def read(self, store: ObjectStore, keys: Sequence[FeatureKey], feature_dim: int) -> FeaturesND:
+        """The features of these keys, row by row, float32 [N, D]. Raises `CorruptObject`, `NotFound`, `KeyError`."""
+        wanted: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        for position, key in enumerate(keys):
+            row = self._rows[key]
+            wanted[row.shard_key].append((position, row.row))
+        features_ND = np.empty((len(keys), feature_dim), np.float32)
+
+        def fill(shard_key: str) -> None:
+            positions, rows = zip(*wanted[shard_key], strict=True)
+            features_ND[list(positions)] = _read_features(store, shard_key, feature_dim)[list(rows)]
+
+        with ThreadPoolExecutor(_READERS) as readers:
+            for _ in readers.map(fill, wanted):
+                pass
+        return features_ND
+
+
+def _read_features(store: ObjectStore, shard_key: str, feature_dim: int) -> FeaturesND:
+    try:
+        features_ND = load(store.get(shard_key))["features"]
+    except (SafetensorError, KeyError) as error:
+        raise CorruptObject(f"feature shard {shard_key} cannot be read: {error}") from error
+    if features_ND.ndim != 2 or features_ND.shape[1] != feature_dim or features_ND.dtype != np.float32:
+        raise CorruptObject(f"feature shard {shard_key} has {features_ND.dtype} {features_ND.shape} features")
+    return features_ND
+
+
+# --- computing what is missing ---
+
+
+def plan(index: FeatureIndex, images_and_views: Iterable[tuple[ImageRecord, Sequence[int]]]) -> list[FeatureWork]:
+    """Shards for all rows that are not cached, in the images' order. All views of an image go into one shard, so it is
+    read and decoded once."""
+    todo: list[tuple[ImageRecord, list[int]]] = []
+    for image, views in images_and_views:
+        missing = [view for view in views if index.missing([FeatureKey(image.sha256, view)])]
+        if missing:
+            todo.append((image, missing))
+    works: list[FeatureWork] = []
+    current: list[tuple[ImageRecord, list[int]]] = []
+    rows = 0
+    for item in todo:
+        if current and rows + len(item[1]) > SHARD_ROWS:
+            works.append(FeatureWork(current))
+            current, rows = [], 0
+        current.append(item)
+        rows += len(item[1])
+    return [*works, FeatureWork(current)] if current else works
+
+
+def compute_shard(store: ObjectStore, source: ObjectStore, trunk: TrunkManifest, work: FeatureWork) -> None:
+    """Runs the trunk over a shard's images and stores the features. Idempotent.
+
+    Raises `CallerError` naming the file when an image is no longer what preflight read.
+    """
+    engine = _engine(store, trunk)
+    keys: list[FeatureKey] = []
+    rows: list[FeaturesND] = []
+    for (image, views), data in zip(work.images, _prefetch(source, work), strict=True):
+        if data is None or hashlib.sha256(data).hexdigest() != image.sha256:
+            raise CallerError(
+                f"{image.path} changed while the job was running: leave the dataset's files alone, and start again",
+                {"path": image.path},
+            )
+        try:
+            image_HWC = images.decode(data, trunk.image_size)
+        except ImageRejected as error:  # preflight decoded these very bytes: a bug, or a broken machine
+            raise CorruptObject(f"{image.path} decoded in preflight and no longer does: {error}") from error
+        for view in views:
+            rows.append(engine.features(images.view(image_HWC, view)[np.newaxis]))
+            keys.append(FeatureKey(image.sha256, view))
+    store.put(names.feature_shard(trunk.trunk_id, shard_sha256(keys)), encode_shard(keys, np.concatenate(rows)))
+
+
+def _prefetch(source: ObjectStore, work: FeatureWork) -> Iterator[bytes | None]:
+    """The images' bytes in order, a few read ahead; None for a file that is gone."""
+
+    def fetch(item: tuple[ImageRecord, list[int]]) -> bytes | None:
+        try:
+            return source.get(item[0].path)
+        except NotFound:
+            return None
+
+    with ThreadPoolExecutor(_PREFETCH) as readers:
+        waiting = iter(work.images)
+        ahead = [readers.submit(fetch, item) for item in itertools.islice(waiting, _PREFETCH)]
+        while ahead:
+            data = ahead.pop(0).result()
+            ahead.extend(readers.submit(fetch, item) for item in itertools.islice(waiting, 1))
+            yield data
+
+
+_engines: dict[tuple[str, TrunkId], Engine] = {}
+_engines_lock = threading.Lock()
+
+
+def _engine(store: ObjectStore, trunk: TrunkManifest) -> Engine:
+    """The trunk on this process's one thread; loaded once per process, which serves many shards."""
+    with _engines_lock:
+        key = (store.uri, trunk.trunk_id)
+        if key not in _engines:
+            _engines.clear()  # a process seldom goes back to an earlier trunk, and each holds its weights
+            _engines[key] = load_engine(store, trunk, threads=1)
+        return _engines[key]

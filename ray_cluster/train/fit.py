@@ -1,0 +1,81 @@
+"""Starts the fit under Ray Train and waits for it. The driver's side: no TensorFlow.
+
+The worker gets JSON and leaves its result in the bucket as the job's finished checkpoint, so a fit that ended while
+the driver was lost is not repeated. Ray Train watches the worker and starts another when its process or node is
+lost; that one resumes from the bucket. Ray's own checkpoints are not used: `storage_path` holds nothing but Ray
+Train's notes about the run and may be a local folder on every node.
+"""
+
+import os
+import tempfile
+from typing import Any
+
+from ray_cluster.train import checkpoints, fit_state
+from ray_cluster.train.checkpoints import Checkpoint
+from ray_cluster.train.failures import AttemptFailed, unwrap
+from ray_cluster.train.fit_job import FitJob, FitReturn
+from ray_cluster.vision.tails import Tail
+from services.contracts.errors import Fenced, InternalError
+from services.contracts.ids import JobId
+from services.runtime.objects import ObjectStore
+
+MAX_WORKER_LOSSES = 10
+"""Worker processes lost without notice after which the attempt ends; the job then starts another, with backoff."""
+
+_RAY_TRAIN_ENVIRONMENT = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+def find_finished(store: ObjectStore, job_id: JobId) -> tuple[Checkpoint, Tail] | None:
+    """The job's finished fit, whichever attempt did it, or None."""
+    checkpoint = checkpoints.load_newest(store, job_id)
+    tail = None if checkpoint is None else fit_state.finished_tail(checkpoint)
+    return None if checkpoint is None or tail is None else (checkpoint, tail)
+
+
+def fit(store: ObjectStore, job: FitJob) -> tuple[Checkpoint, Tail]:
+    """Trains under Ray Train until done. Raises `AttemptFailed`, `Fenced`, and Ray's errors for lost machines."""
+    os.environ.update(_RAY_TRAIN_ENVIRONMENT)  # read by Ray Train when it is imported, and handed to its processes
+    returned = _run_trainer(job)
+    if returned.fenced:
+        raise Fenced(f"attempt {job.attempt} of {job.job_id} was given up while it was training")
+    if returned.failure is not None:
+        raise AttemptFailed(returned.failure)
+    finished = find_finished(store, job.job_id)
+    if finished is None:
+        raise InternalError("the fit ended and its last checkpoint is not in the bucket")
+    return finished
+
+
+def _run_trainer(job: FitJob) -> FitReturn:
+    # ray.train takes seconds to import, and most stages of most attempts do without.
+    from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # noqa: PLC0415
+    from ray.train.v2.api.exceptions import TrainingFailedError  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory(prefix="rekindle-") as notes:
+        trainer = DataParallelTrainer(
+            _train_loop,
+            train_loop_config={"job": job.model_dump_json()},
+            scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+            run_config=RunConfig(
+                name=f"{job.job_id}-a{job.attempt}",
+                storage_path=notes,
+                failure_config=FailureConfig(max_failures=MAX_WORKER_LOSSES),
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            raise unwrap(error) from error
+    return FitReturn.model_validate_json(str(result.return_value))
+
+
+def _train_loop(config: dict[str, Any]) -> str:
+    """Runs in the worker's process, the only one that imports TensorFlow."""
+    from ray_cluster.train import fit_worker  # noqa: PLC0415
+
+    return fit_worker.run(FitJob.model_validate_json(config["job"])).model_dump_json()

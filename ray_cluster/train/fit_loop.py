@@ -1,0 +1,152 @@
+"""The fit as a state machine: pure steps over explicit state, so it may stop after any epoch and go on bit for bit.
+
+    SELECT ──► FINAL ──► DONE        SELECT trains on the training images and watches the validation loss;
+       └─────────────────►           FINAL, where wanted, trains again on training and validation images.
+
+What computes losses and gradients is a `Problem`; this module knows neither TensorFlow, nor Ray, nor the bucket.
+
+Array axes: P parameter.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+
+from ray_cluster.train import lbfgs
+from ray_cluster.train.lbfgs import LbfgsState, Vector
+from services.contracts.jobs import EpochMetrics
+
+
+class Phase(StrEnum):
+    SELECT = "select"
+    FINAL = "final"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """On some images: mean cross-entropy in nats, and accuracy from 0 to 1."""
+
+    loss: float
+    accuracy: float
+
+
+class Problem(Protocol):
+    """What is minimised in each phase. Deterministic: equal arguments give equal bits."""
+
+    @property
+    def parameter_count(self) -> int:
+        """P."""
+        ...
+
+    def objective(self, phase: Phase) -> lbfgs.Objective:
+        """The phase's penalised loss and its gradient."""
+        ...
+
+    def training_quality(self, phase: Phase, params_P: Vector) -> Quality:
+        """On the images that the phase trains on."""
+        ...
+
+    def validation_quality(self, params_P: Vector) -> Quality | None:
+        """On the validation images, standardised as in SELECT; None where there are none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FitSettings:
+    max_epochs: int
+    """Of each phase."""
+    tolerance: float
+    patience: int | None
+    """Epochs without a lower validation loss after which SELECT ends and its best epoch counts; None never."""
+    refit: bool
+    """Whether there is a FINAL phase."""
+
+
+@dataclass(frozen=True, slots=True)
+class FitState:
+    """Everything that the rest of the fit depends on."""
+
+    phase: Phase
+    optimizer: LbfgsState
+    epoch: int
+    """Epochs done in all phases."""
+    best_params_P: Vector
+    """SELECT's result so far: of the lowest validation loss with a patience, else the newest."""
+    best_epoch: int
+    best_loss: float
+    """Infinite before the first epoch and where there is nothing to validate on."""
+    result_phase: Phase
+    """Which phase the result comes from, once DONE."""
+    history: tuple[EpochMetrics, ...] = field(default=())
+
+    def result(self) -> Vector:
+        """The trained parameters. Only when DONE."""
+        assert self.phase is Phase.DONE  # noqa: S101
+        return self.best_params_P if self.result_phase is Phase.SELECT else self.optimizer.params_P
+
+
+def begin(problem: Problem) -> FitState:
+    """The state before the first epoch."""
+    params_P = np.zeros(problem.parameter_count)
+    optimizer = lbfgs.start(params_P, problem.objective(Phase.SELECT))
+    return FitState(Phase.SELECT, optimizer, 0, params_P, 0, np.inf, Phase.SELECT)
+
+
+def advance(state: FitState, problem: Problem, settings: FitSettings) -> FitState:
+    """One epoch: one iteration of L-BFGS, what it is worth, and whether the phase ends."""
+    if state.phase is Phase.SELECT:
+        return _advance_select(state, problem, settings)
+    assert state.phase is Phase.FINAL  # noqa: S101
+    optimizer = lbfgs.iterate(state.optimizer, problem.objective(Phase.FINAL), settings.tolerance)
+    state = _measured(replace(state, optimizer=optimizer), problem, settings, None)
+    if optimizer.converged or optimizer.iteration >= final_epochs(state, settings):
+        return replace(state, phase=Phase.DONE, result_phase=Phase.FINAL)
+    return state
+
+
+def run(state: FitState, problem: Problem, settings: FitSettings, after_epoch: Callable[[FitState], None]) -> FitState:
+    """Advances until DONE; calls `after_epoch` with the state after each epoch."""
+    while state.phase is not Phase.DONE:
+        state = advance(state, problem, settings)
+        after_epoch(state)
+    return state
+
+
+def final_epochs(state: FitState, settings: FitSettings) -> int:
+    """How long FINAL may go on: with a patience for as many epochs as were best in SELECT, else until it converges."""
+    return settings.max_epochs if settings.patience is None else max(1, state.best_epoch)
+
+
+def _advance_select(state: FitState, problem: Problem, settings: FitSettings) -> FitState:
+    optimizer = lbfgs.iterate(state.optimizer, problem.objective(Phase.SELECT), settings.tolerance)
+    quality = problem.validation_quality(optimizer.params_P)
+    state = _measured(replace(state, optimizer=optimizer), problem, settings, quality)
+    watching = settings.patience is not None and quality is not None
+    if not watching or (quality is not None and quality.loss < state.best_loss):
+        loss = quality.loss if quality is not None else np.inf
+        state = replace(state, best_params_P=optimizer.params_P, best_epoch=optimizer.iteration, best_loss=loss)
+    stale = settings.patience is not None and optimizer.iteration - state.best_epoch >= settings.patience
+    if not (stale or optimizer.converged or optimizer.iteration >= settings.max_epochs):
+        return state
+    if not settings.refit:
+        return replace(state, phase=Phase.DONE, result_phase=Phase.SELECT)
+    fresh = lbfgs.start(np.zeros(problem.parameter_count), problem.objective(Phase.FINAL))
+    return replace(state, phase=Phase.FINAL, optimizer=fresh)
+
+
+def _measured(state: FitState, problem: Problem, settings: FitSettings, validation: Quality | None) -> FitState:
+    """Counts the epoch and notes its metrics."""
+    training = problem.training_quality(state.phase, state.optimizer.params_P)
+    metrics = EpochMetrics(
+        epoch=state.epoch + 1,
+        epochs=settings.max_epochs * (2 if settings.refit else 1),
+        train_loss=training.loss,
+        train_accuracy=training.accuracy,
+        validation_loss=validation.loss if validation else None,
+        validation_accuracy=validation.accuracy if validation else None,
+    )
+    return replace(state, epoch=state.epoch + 1, history=(*state.history, metrics))

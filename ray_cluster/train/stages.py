@@ -1,0 +1,195 @@
+"""The stages of a training attempt. Each looks first whether its result is in the bucket already."""
+
+import ray
+
+from ray_cluster.train import cluster, evaluate, features, fit_data, preflight, publish
+from ray_cluster.train.checkpoints import Checkpoint
+from ray_cluster.train.context import AttemptContext, running
+from ray_cluster.train.features import FeatureIndex
+from ray_cluster.train.fit import find_finished, fit
+from ray_cluster.train.fit_job import FitJob
+from ray_cluster.train.inspection import Inspected
+from ray_cluster.train.listing import ListedFile, Listing, read_listing
+from ray_cluster.vision import trunks
+from ray_cluster.vision.tails import Tail
+from services.contracts import names
+from services.contracts.base import utc_now
+from services.contracts.datasets import DatasetManifest
+from services.contracts.errors import InternalError, NotFound
+from services.contracts.jobs import Stage, TrainingJobSpec
+from services.contracts.models import Evaluation, ModelManifest, ObjectRef, TrunkManifest, TrunkRecipe
+from services.runtime.objects import open_store
+
+INSPECT_FILES = 64
+"""Files of one preflight task."""
+
+
+class PendingTrunk:
+    """A trunk that is there, or is being built meanwhile in another process."""
+
+    def __init__(self, context: AttemptContext, recipe: TrunkRecipe) -> None:
+        """Begins. Raises `WeightsUnusable`."""
+        recipe = trunks.resolve_recipe(recipe)
+        self._found = trunks.find_trunk(context.store, recipe)
+        self._ref = None if self._found else cluster.build_trunk_task.remote(context.bucket_uri, recipe)
+
+    def wait(self) -> TrunkManifest:
+        """Raises what building it raised, e.g. `WeightsUnusable`."""
+        if self._found is None:
+            assert self._ref is not None  # noqa: S101
+            self._found = ray.get(self._ref)
+        return self._found
+
+
+def run_preflight(context: AttemptContext, spec: TrainingJobSpec, source_uri: str) -> DatasetManifest:
+    """The frozen list of images; reads every image unless this listing was judged before."""
+    with running(context, Stage.PREFLIGHT) as stage:
+        listing = read_listing(open_store(source_uri).list(""))
+        preflight.check_listing(listing)
+        key = names.dataset_manifest(spec.dataset_id, preflight.fingerprint(listing, spec))
+        try:
+            manifest = DatasetManifest.model_validate_json(context.store.get(key))
+            stage.skip()
+        except NotFound:
+            inspected = _inspect(context, source_uri, listing)
+            manifest = preflight.judge(spec.dataset_id, listing, inspected, spec)
+            context.store.put(key, manifest.model_dump_json().encode(), if_absent=True)
+        preflight.check_quarantine(manifest.report, spec.max_quarantined_fraction)
+    for warning in manifest.report.warnings:
+        context.reporter.warning(Stage.PREFLIGHT, "dataset", warning)
+    if manifest.report.quarantined:
+        first = manifest.report.quarantined[0]
+        count = len(manifest.report.quarantined)
+        message = f"{count} file(s) were set aside, the first: {first.path}: {first.message}"
+        context.reporter.warning(Stage.PREFLIGHT, "quarantined", message)
+    return manifest
+
+
+def run_features(
+    context: AttemptContext, spec: TrainingJobSpec, source_uri: str, manifest: DatasetManifest, pending: PendingTrunk
+) -> TrunkManifest:
+    """Runs the trunk over every image whose features are not cached yet; a lost task is run again elsewhere."""
+    with running(context, Stage.FEATURES) as stage:
+        trunk = pending.wait()
+        index = FeatureIndex.load(context.store, trunk.trunk_id)
+        works = features.plan(index, fit_data.views_needed(manifest, spec))
+        total = sum(len(work.images) for work in works)
+        if not works:
+            stage.skip()
+        done = 0
+        context.reporter.progress(Stage.FEATURES, done, total, "images")
+        submit = _submitter(context, source_uri, trunk)
+        for _, count in cluster.run_bounded(submit, works, context.parallelism):
+            done += count
+            context.reporter.progress(Stage.FEATURES, done, total, "images")
+    return trunk
+
+
+def run_fit(
+    context: AttemptContext, spec: TrainingJobSpec, manifest: DatasetManifest, trunk: TrunkManifest
+) -> tuple[Checkpoint, Tail]:
+    """Trains the head, unless an earlier attempt of the job finished that."""
+    with running(context, Stage.FIT) as stage:
+        finished = find_finished(context.store, context.record.job_id)
+        if finished is not None:
+            stage.skip()
+            return finished
+        job = FitJob(
+            bucket_uri=context.bucket_uri,
+            job_id=context.record.job_id,
+            attempt=context.attempt,
+            spec=spec,
+            manifest_key=names.dataset_manifest(manifest.dataset_id, manifest.fingerprint),
+            trunk=trunk,
+        )
+        return fit(context.store, job)
+
+
+def run_evaluate(
+    context: AttemptContext, manifest: DatasetManifest, trunk: TrunkManifest, tail: Tail
+) -> tuple[Evaluation, bytes]:
+    """Quality on the evaluated split, and its per-image predictions as JSON lines."""
+    with running(context, Stage.EVALUATE):
+        split = fit_data.evaluated_split(manifest)
+        index = FeatureIndex.load(context.store, trunk.trunk_id)
+        rows = fit_data.read_split(context.store, index, trunk, manifest, split, (0,))
+        probabilities_NK = tail.probabilities(rows.features_ND)
+        evaluation = evaluate.evaluate(split.value, manifest.labels, rows.labels_N, probabilities_NK)
+        lines = evaluate.prediction_lines(fit_data.images_of(manifest, split), manifest.labels, probabilities_NK)
+        return evaluation, "".join(f"{line}\n" for line in lines).encode()
+
+
+def run_publish(
+    context: AttemptContext,
+    spec: TrainingJobSpec,
+    manifest: DatasetManifest,
+    trunk: TrunkManifest,
+    trained: tuple[Checkpoint, Tail],
+    evaluated: tuple[Evaluation, bytes],
+) -> ModelManifest:
+    """Makes the version visible, whole."""
+    (checkpoint, tail), (evaluation, predictions) = trained, evaluated
+
+    def describe(version: int, tail_ref: ObjectRef, predictions_ref: ObjectRef | None) -> ModelManifest:
+        return ModelManifest(
+            model_name=context.record.model_name,
+            version=version,
+            created_at=utc_now(),
+            job_id=context.record.job_id,
+            attempt=context.attempt,
+            trunk=trunk,
+            tail=tail_ref,
+            tail_sha256=tail.sha256(),
+            labels=manifest.labels,
+            spec=spec,
+            dataset_content_sha256=manifest.content_sha256(),
+            train_image_count=_trained_on(manifest),
+            evaluation=evaluation,
+            predictions=predictions_ref,
+            fingerprint=checkpoint.manifest.fingerprint,
+        )
+
+    with running(context, Stage.PUBLISH) as stage:
+        model = publish.publish(
+            context.store,
+            context.record.model_name,
+            context.record.job_id,
+            context.attempt,
+            tail,
+            predictions,
+            describe,
+        )
+        if model.attempt != context.attempt:
+            stage.skip()
+    return model
+
+
+def _inspect(context: AttemptContext, source_uri: str, listing: Listing) -> list[Inspected]:
+    chunks = [listing.files[start : start + INSPECT_FILES] for start in range(0, len(listing.files), INSPECT_FILES)]
+    total = len(listing.files)
+    context.reporter.progress(Stage.PREFLIGHT, 0, total, "images")
+    inspected: list[Inspected] = []
+
+    def submit(files: list[ListedFile]) -> "ray.ObjectRef[list[Inspected]]":
+        return cluster.inspect_task.remote(source_uri, files)
+
+    for _, results in cluster.run_bounded(submit, chunks, context.parallelism):
+        inspected.extend(results)
+        context.reporter.progress(Stage.PREFLIGHT, len(inspected), total, "images")
+    if len(inspected) != total:
+        raise InternalError(f"preflight looked at {len(inspected)} of {total} files")
+    return inspected
+
+
+def _submitter(
+    context: AttemptContext, source_uri: str, trunk: TrunkManifest
+) -> cluster.Submit[features.FeatureWork, int]:
+    def submit(work: features.FeatureWork) -> "ray.ObjectRef[int]":
+        return cluster.feature_task.remote(context.bucket_uri, source_uri, trunk, work)
+
+    return submit
+
+
+def _trained_on(manifest: DatasetManifest) -> int:
+    splits = fit_data.trained_splits(manifest)
+    return sum(1 for image in manifest.images if image.split in splits)
