@@ -122,6 +122,10 @@ class VersionClaim(StoredContract):
     job_id: JobId
 
 
+class VersionDeletion(StoredContract):
+    deleted_at: datetime
+
+
 class AliasRecord(StoredContract):
     alias: str
     version: int
