@@ -42,6 +42,30 @@ class NewDataset(Contract):
     )
 
 
+class UploadUrlsRequest(Contract):
+    """Files that are about to be uploaded."""
+
+    paths: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=512)]],
+        Field(min_length=1, max_length=1000, examples=[["daisy/1.jpg", "rose/1.jpg"]]),
+    ]
+
+
+class UploadUrl(Contract):
+    """Where to send one file."""
+
+    path: str
+    url: str = Field(description="Takes the file's bytes as the raw body.")
+    method: str = Field(description="Always PUT.")
+    needs_key: bool = Field(description="Whether the request needs your API key; a presigned URL must not get it.")
+
+
+class UploadUrls(Contract):
+    """Where to send each file, in the order of the request."""
+
+    urls: list[UploadUrl]
+
+
 class DatasetState(StrEnum):
     AWAITING_UPLOAD = "awaiting_upload"
     READY = "ready"

@@ -6,17 +6,17 @@ from functools import partial
 from typing import BinaryIO
 
 from fastapi import Request
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from sqlalchemy.exc import IntegrityError
 
 from services.contracts import names
-from services.contracts.base import Contract, ResourceName, utc_now
+from services.contracts.base import utc_now
 from services.contracts.datasets import (
     Dataset,
     DatasetLayout,
     DatasetManifest,
-    DatasetSource,
     DatasetState,
+    NewDataset,
     PrefixSource,
     PreflightReport,
     UploadSource,
@@ -36,16 +36,6 @@ from services.training.idempotency import IdempotentRequest, find_reserved, rese
 
 CREATE_ROUTE = "POST /v1/datasets"
 PRESIGNED_URL_S = 3600
-
-
-class NewDataset(Contract):
-    """A dataset to register."""
-
-    name: ResourceName = Field(examples=["flowers"])
-    source: DatasetSource = Field(
-        examples=[{"type": "prefix", "uri": "s3://my-bucket/flowers/"}, {"type": "upload"}],
-        description="`prefix`: images that stay where they are. `upload`: images that you send next.",
-    )
 
 
 async def create(training: Training, principal: Principal, body: NewDataset, key: str | None) -> Dataset:

@@ -7,7 +7,14 @@ from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
 from services.contracts.base import Contract, ResourceName
-from services.contracts.datasets import Dataset, PreflightReport
+from services.contracts.datasets import (
+    Dataset,
+    NewDataset,
+    PreflightReport,
+    UploadUrl,
+    UploadUrls,
+    UploadUrlsRequest,
+)
 from services.contracts.errors import (
     CallerError,
     ClassTooSmall,
@@ -26,7 +33,6 @@ from services.runtime.problems import problem_responses
 from services.training.context import IdempotencyKey, Reader, Trainer, TrainingContext
 from services.training.cursors import DEFAULT_PAGE_SIZE, Cursor, Limit
 from services.training.datasets import operations
-from services.training.datasets.operations import NewDataset
 
 TAG = ("datasets", "Labelled images to train on.")
 UNLIMITED_BODY = 2**62
@@ -39,30 +45,6 @@ _BINARY_BODY = {
 }
 
 router = APIRouter(prefix="/v1/datasets", tags=[TAG[0]])
-
-
-class UploadUrlsRequest(Contract):
-    """Files that are about to be uploaded."""
-
-    paths: Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=512)]],
-        Field(min_length=1, max_length=1000, examples=[["daisy/1.jpg", "rose/1.jpg"]]),
-    ]
-
-
-class UploadUrl(Contract):
-    """Where to send one file."""
-
-    path: str
-    url: str = Field(description="Takes the file's bytes as the raw body.")
-    method: str = Field(description="Always PUT.")
-    needs_key: bool = Field(description="Whether the request needs your API key; a presigned URL must not get it.")
-
-
-class UploadUrls(Contract):
-    """Where to send each file, in the order of the request."""
-
-    urls: list[UploadUrl]
 
 
 class FileStored(Contract):
