@@ -1,0 +1,1 @@
+"""The inference gateway: finds out which version a request means and asks the replica that serves its trunk."""

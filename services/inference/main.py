@@ -1,0 +1,87 @@
+"""The inference gateway as a process of its own: `python -m services.inference.main`."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+import uvicorn
+from fastapi import FastAPI
+
+from services.inference.context import Inference
+from services.inference.predict import routes
+from services.inference.predict.operations import Predictor
+from services.inference.predict.resolution import Resolver, database_lookup
+from services.inference.replicas import Replicas
+from services.runtime.app import create_app
+from services.runtime.database import Database
+from services.runtime.gateway import GatewayParts
+from services.runtime.logging import configure_logging
+from services.runtime.objects import ObjectStore, open_store
+from services.runtime.settings import Settings
+
+SERVICE = "inference"
+TITLE = "Rekindle inference"
+DESCRIPTION = "Labels for images by published models, through Ray Serve."
+GRACEFUL_SHUTDOWN_EXTRA_S = 2
+
+
+def build_parts(settings: Settings, database: Database, store: ObjectStore) -> GatewayParts:
+    """The gateway's routes and what they need. Nothing is connected before the lifespan is entered.
+
+    Every gateway is built from these three; this one leaves the bucket to the replicas.
+    """
+    del store
+    replicas = Replicas(settings.serve_url)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
+        predictor = Predictor(Resolver(database_lookup(database)), replicas, settings.predict_deadline_s)
+        app.state.inference = Inference(settings, predictor)
+        try:
+            yield
+        finally:
+            await replicas.aclose()
+
+    return GatewayParts(
+        routers=[routes.build_router(settings)],
+        lifespan=lifespan,
+        tags=[routes.TAG],
+        dependencies={"serve": replicas.check},
+    )
+
+
+def build_app(settings: Settings) -> FastAPI:
+    """The gateway alone."""
+    database = Database(settings.database_url)
+    parts = build_parts(settings, database, open_store(settings.bucket_uri))
+    return create_app(
+        service=SERVICE,
+        title=TITLE,
+        description=DESCRIPTION,
+        version=version("rekindle"),
+        settings=settings,
+        routers=parts.routers,
+        database=database,
+        tags=parts.tags,
+        lifespan=parts.lifespan,
+        readiness=parts.readiness,
+        dependencies=parts.dependencies,
+    )
+
+
+def main() -> None:
+    """Serves until SIGTERM or SIGINT; requests in progress are answered first."""
+    settings = Settings()
+    configure_logging(settings)
+    uvicorn.run(
+        build_app(settings),
+        host=settings.host,
+        port=settings.inference_port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=int(settings.predict_deadline_s) + GRACEFUL_SHUTDOWN_EXTRA_S,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Predictions: routes → operations → queries."""
