@@ -139,8 +139,7 @@ class LocalStore:
 
     def _readable_path(self, key: str) -> Path:
         keys.check_readable_key(key)
-        segments = key.split("/")
-        if "" in segments or keys.RESERVED_SEGMENT in segments:
+        if not _can_exist(key):
             raise NotFound(f"{self._name(key)} does not exist")
         path = self._root / key
         if not is_inside(path, self._root):
@@ -171,6 +170,8 @@ class LocalStore:
         target = self._root / key
         if not is_inside(target.parent, self._root):
             raise SourceUnreadable(f"{self._name(key)} lies behind a symbolic link that leads out of {self._uri}")
+        if target.is_dir():
+            raise CallerError(f"{self._name(key)} is a folder: a local store cannot hold an object of the same name")
         if if_absent and os.path.lexists(target):
             return None  # no need to write what cannot win
         what = f"writing {self._name(key)}"
@@ -194,7 +195,7 @@ class LocalStore:
         """Gives the file its name if the condition holds. Returns the folders to flush, or None."""
         with durable.exclusive(self._lock_file):
             try:
-                old = target.lstat()
+                old = target.stat()
             except (FileNotFoundError, NotADirectoryError):
                 old = None
             if if_match is not None and (old is None or info_of("", old).etag != if_match):
@@ -214,7 +215,7 @@ class LocalStore:
     def _delete(self, key: str) -> None:
         keys.check_readable_key(key)
         target = self._root / key
-        if not is_inside(target.parent, self._root) or not os.path.lexists(target):
+        if not _can_exist(key) or not is_inside(target.parent, self._root) or not os.path.lexists(target):
             return
         try:
             for folder in durable.make_folders(self._own):
@@ -237,6 +238,12 @@ class LocalStore:
                 return folder
             folder = folder.parent
         return folder
+
+
+def _can_exist(key: str) -> bool:
+    """Whether the key can name an object of this store: `a//b` and `a/` would reach a file of another key."""
+    segments = key.split("/")
+    return "" not in segments and keys.RESERVED_SEGMENT not in segments
 
 
 def _stamp(file: BinaryIO, old: os.stat_result | None) -> None:

@@ -171,7 +171,7 @@ class S3Store:
             assert written is not None  # noqa: S101 - unconditional
             return written
         metadata = _new_metadata()
-        upload = MultipartUpload(self._client(), partial(self._call, what), what, target)
+        upload = MultipartUpload(self._client, partial(self._call, what), what, target)
         try:
             upload.run(first, stream, size_bytes, metadata)
         except s3_errors.NoSuchUpload as error:

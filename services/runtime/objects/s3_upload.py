@@ -56,7 +56,7 @@ class MultipartUpload:
     A bucket's lifecycle rule `AbortIncompleteMultipartUpload` removes those.
     """
 
-    client: S3Client
+    client: Callable[[], S3Client]
     call: Call
     what: str
     target: dict[str, str]
@@ -68,17 +68,17 @@ class MultipartUpload:
         The stream's errors pass through. Raises `NoSuchUpload` when S3 no longer knows the upload at the end, which
         is also what a repeated completion gets after one whose answer was lost.
         """
-        created = self.call(lambda: self.client.create_multipart_upload(**self.target, Metadata=metadata))
+        created = self.call(lambda: self.client().create_multipart_upload(**self.target, Metadata=metadata))
         upload = {**self.target, "UploadId": created["UploadId"]}
         try:
             parts, size_bytes = self._send(upload, first, stream, announced_bytes)
             check_size(self.what, size_bytes, announced_bytes)
-            self.call(lambda: self.client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts}))
+            self.call(lambda: self.client().complete_multipart_upload(**upload, MultipartUpload={"Parts": parts}))
         except NoSuchUpload:
             raise
         except BaseException:
             with suppress(RekindleError):
-                self.call(lambda: self.client.abort_multipart_upload(**upload))
+                self.call(lambda: self.client().abort_multipart_upload(**upload))
             raise
         return size_bytes
 
@@ -101,4 +101,4 @@ class MultipartUpload:
         return parts, size_bytes
 
     def _send_part(self, upload: dict[str, str], number: int, data: bytes) -> Written:
-        return self.call(lambda: self.client.upload_part(**upload, PartNumber=number, Body=data))
+        return self.call(lambda: self.client().upload_part(**upload, PartNumber=number, Body=data))
