@@ -1,0 +1,191 @@
+"""What can be done with training jobs. A job is in the bucket and in the database before it is answered."""
+
+import asyncio
+
+from sqlalchemy.exc import IntegrityError
+
+from services.contracts import names
+from services.contracts.base import utc_now
+from services.contracts.datasets import DatasetState
+from services.contracts.errors import (
+    CallerError,
+    Conflict,
+    DatasetNotReady,
+    NotFound,
+    SourceUnreadable,
+    WeightsUnusable,
+)
+from services.contracts.ids import JobId, new_job_id, submission_id
+from services.contracts.jobs import (
+    EpochMetrics,
+    JobKind,
+    JobRecord,
+    JobState,
+    TrainingJob,
+    TrainingJobSpec,
+    WeightsUri,
+)
+from services.contracts.models import BASE_MODEL
+from services.contracts.pages import Page
+from services.runtime.auth import Principal
+from services.runtime.database import Database
+from services.runtime.objects import ObjectStore, open_object
+from services.runtime.settings import check_source_allowed
+from services.training.context import Training
+from services.training.datasets import queries as dataset_queries
+from services.training.datasets.operations import source_uri
+from services.training.idempotency import IdempotentRequest, find_reserved, reserve_id
+from services.training.jobs import queries
+from services.training.reconciler.progress import state_event
+
+CREATE_ROUTE = "POST /v1/training-jobs"
+
+
+async def create(training: Training, principal: Principal, spec: TrainingJobSpec, key: str | None) -> TrainingJob:
+    """Accepts a job: writes it to the bucket, commits it, and lets the reconciler know.
+
+    Raises:
+        NotFound, DatasetNotReady: the dataset.
+        CallerError: the model name `base`.
+        SourceNotAllowed, WeightsUnusable: the weights' URI.
+        IdempotencyKeyReused: the key came with another body.
+    """
+    request = IdempotentRequest(principal, CREATE_ROUTE, key, spec)
+    made = await find_reserved(training.database, request)
+    if made is not None:
+        async with training.database.session() as session:
+            row = await queries.find_row(session, made)
+            if row is not None:
+                return queries.to_job(row)
+    async with training.database.session() as session:
+        dataset = dataset_queries.to_dataset(await dataset_queries.get_row(session, spec.dataset_id))
+    if dataset.state is not DatasetState.READY:
+        raise DatasetNotReady(
+            f"the upload of dataset {dataset.id} is not complete: send its files, then "
+            f"POST /v1/datasets/{dataset.id}/complete",
+            {"dataset_id": dataset.id},
+        )
+    model_name = spec.model_name or dataset.name
+    if model_name == BASE_MODEL:
+        raise CallerError(f"the model name {BASE_MODEL!r} is the pretrained classifier's: choose another `model_name`")
+    await _check_weights(training, spec)
+    job_id = await reserve_id(training.database, request, new_job_id)
+    record = JobRecord(
+        job_id=JobId(job_id),
+        kind=JobKind.TRAIN,
+        model_name=model_name,
+        created_at=utc_now(),
+        spec=spec,
+        source_uri=source_uri(training.store.uri, dataset),
+    )
+    await accept(training.database, training.store, record)
+    training.wake.send()
+    return await get(training, job_id)
+
+
+async def accept(database: Database, store: ObjectStore, record: JobRecord) -> None:
+    """Makes the job durable, once: whoever comes second with the same id changes nothing."""
+    record = await asyncio.to_thread(_write_record, store, record)
+    try:
+        async with database.transaction() as session:
+            if await queries.find_row(session, record.job_id) is not None:
+                return
+            row = queries.new_row(record)
+            session.add(row)
+            await session.flush()
+            accepted = state_event(JobState.QUEUED, JobState.QUEUED, record.created_at, 0, row.reason)
+            queries.append_events(session, row, [accepted])
+    except IntegrityError:
+        return  # the same request, sent twice at a time
+
+
+def _write_record(store: ObjectStore, record: JobRecord) -> JobRecord:
+    """The record as it stands in the bucket: an earlier one of the same id is kept."""
+    key = names.job_spec(record.job_id)
+    if store.put(key, record.model_dump_json().encode(), if_absent=True) is not None:
+        return record
+    return JobRecord.model_validate_json(store.get(key))
+
+
+async def _check_weights(training: Training, spec: TrainingJobSpec) -> None:
+    if not isinstance(spec.weights, WeightsUri):
+        return
+    uri = spec.weights.uri
+    check_source_allowed(uri, training.settings)
+
+    def exists() -> bool:
+        store, key = open_object(uri)
+        return store.head(key) is not None
+
+    try:
+        found = await asyncio.to_thread(exists)
+    except SourceUnreadable as error:
+        raise WeightsUnusable(f"the weights {uri!r} cannot be read: {error.message}", {"uri": uri}) from error
+    if not found:
+        raise WeightsUnusable(f"there are no weights at {uri!r}: check the URI", {"uri": uri})
+
+
+async def get(training: Training, job_id: str) -> TrainingJob:
+    """One job. Raises `NotFound`."""
+    async with training.database.session() as session:
+        return queries.to_job(await queries.get_row(session, job_id))
+
+
+async def list_page(
+    training: Training, *, limit: int, cursor: str | None, states: list[JobState], model_name: str | None
+) -> Page[TrainingJob]:
+    """One page of jobs, newest first."""
+    async with training.database.session() as session:
+        return await queries.list_page(session, limit=limit, cursor=cursor, states=states, model_name=model_name)
+
+
+async def cancel(training: Training, job_id: str) -> TrainingJob:
+    """Asks for the job to be stopped. Asking again changes nothing.
+
+    Raises `Conflict` when the job has succeeded or failed already.
+    """
+    async with training.database.transaction() as session:
+        row = await queries.get_row(session, job_id, lock=True)
+        state = JobState(row.state)
+        if state in (JobState.SUCCEEDED, JobState.FAILED):
+            raise Conflict(
+                f"job {job_id} has {state.value} already: there is nothing to cancel", {"state": state.value}
+            )
+        if state is not JobState.CANCELLED and not row.cancel_requested:
+            row.cancel_requested = True
+            row.state = JobState.CANCELLING.value
+            row.reason = "Cancellation was requested."
+            row.updated_at = utc_now()
+            event = state_event(state, JobState.CANCELLING, row.updated_at, row.attempt, row.reason)
+            queries.append_events(session, row, [event])
+    training.wake.send()
+    training.changed.send()
+    return queries.to_job(row)
+
+
+async def metrics(training: Training, job_id: str) -> list[EpochMetrics]:
+    """Every epoch so far. Raises `NotFound`."""
+    async with training.database.session() as session:
+        await queries.get_row(session, job_id)
+        return await queries.list_metrics(session, job_id)
+
+
+async def logs(training: Training, job_id: str, attempt: int | None) -> str:
+    """An attempt's log as Ray has it, by default the newest attempt's.
+
+    Raises:
+        NotFound: no such job or attempt, or Ray has forgotten it.
+        ClusterUnavailable: Ray does not answer.
+    """
+    job = await get(training, job_id)
+    number = job.attempt if attempt is None else attempt
+    if not 1 <= number <= job.attempt:
+        which = "it has not started yet" if job.attempt == 0 else f"its attempts are 1 to {job.attempt}"
+        raise NotFound(f"no log of job {job_id}: {which}", {"job_id": job_id})
+    text = await training.ray.logs(submission_id(job.id, number))
+    if text is None:
+        raise NotFound(
+            f"the Ray cluster has no log of attempt {number}: not started yet, or the cluster was restarted since",
+            {"job_id": job_id, "attempt": number},
+        )
+    return text

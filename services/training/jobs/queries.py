@@ -1,0 +1,175 @@
+"""The jobs and job_events tables."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import and_, or_, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.contracts.errors import NotFound
+from services.contracts.ids import JobId
+from services.contracts.jobs import (
+    EpochMetrics,
+    Failure,
+    JobEvent,
+    JobEventType,
+    JobKind,
+    JobRecord,
+    JobState,
+    Progress,
+    PublishedModel,
+    StageTiming,
+    TrainingJob,
+    TrainingJobSpec,
+)
+from services.contracts.pages import Page
+from services.runtime.database.tables import JobEventRow, JobRow
+from services.training import cursors
+from services.training.reconciler.progress import EventDraft
+
+_ID = re.compile(r"job_[0-9a-f]{24}")
+
+
+async def find_row(session: AsyncSession, job_id: str, *, lock: bool = False) -> JobRow | None:
+    """A job of any kind, or None; with `lock`, other transactions wait until this one ends."""
+    if _ID.fullmatch(job_id) is None:
+        return None
+    return await session.get(JobRow, job_id, with_for_update=lock, populate_existing=lock)
+
+
+async def get_row(session: AsyncSession, job_id: str, *, lock: bool = False) -> JobRow:
+    """A training job's row. Raises `NotFound`, for Rekindle's own jobs too."""
+    row = await find_row(session, job_id, lock=lock)
+    if row is None or row.kind != JobKind.TRAIN:
+        raise NotFound(f"no training job {job_id!r}: GET /v1/training-jobs lists them", {"job_id": job_id})
+    return row
+
+
+async def list_page(
+    session: AsyncSession,
+    *,
+    limit: int,
+    cursor: str | None,
+    states: Sequence[JobState] = (),
+    model_name: str | None = None,
+) -> Page[TrainingJob]:
+    """One page of users' jobs, newest first."""
+    query = select(JobRow).where(JobRow.kind == JobKind.TRAIN.value)
+    if states:
+        query = query.where(JobRow.state.in_([state.value for state in states]))
+    if model_name is not None:
+        query = query.where(JobRow.model_name == model_name)
+    if cursor is not None:
+        at, key = cursors.decode(cursor)
+        query = query.where(or_(JobRow.created_at < at, and_(JobRow.created_at == at, JobRow.id < key)))
+    rows = list(await session.scalars(query.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit + 1)))
+    shown = rows[:limit]
+    following = cursors.encode(shown[-1].created_at, shown[-1].id) if len(rows) > limit else None
+    return Page[TrainingJob](items=[to_job(row) for row in shown], next_cursor=following)
+
+
+async def list_unfinished(session: AsyncSession) -> list[JobRow]:
+    """All jobs that have not ended, of every kind, oldest first."""
+    unfinished = [state.value for state in JobState if not state.is_terminal]
+    query = select(JobRow).where(JobRow.state.in_(unfinished)).order_by(JobRow.created_at, JobRow.id)
+    return list(await session.scalars(query))
+
+
+async def list_events(session: AsyncSession, job_id: str, *, after: int, limit: int) -> list[JobEvent]:
+    """Events with a greater `seq` than `after`, in order."""
+    query = (
+        select(JobEventRow)
+        .where(JobEventRow.job_id == job_id, JobEventRow.seq > after)
+        .order_by(JobEventRow.seq)
+        .limit(limit)
+    )
+    return [_to_event(row) for row in await session.scalars(query)]
+
+
+async def list_metrics(session: AsyncSession, job_id: str) -> list[EpochMetrics]:
+    """The newest report of each epoch, in order of epochs."""
+    query = (
+        select(JobEventRow.data)
+        .where(JobEventRow.job_id == job_id, JobEventRow.type == JobEventType.EPOCH.value)
+        .order_by(JobEventRow.seq)
+    )
+    by_epoch = {epoch.epoch: epoch for epoch in map(EpochMetrics.model_validate, await session.scalars(query))}
+    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+
+
+def new_row(record: JobRecord) -> JobRow:
+    """A queued job's row."""
+    return JobRow(
+        id=record.job_id,
+        kind=record.kind.value,
+        dataset_id=None if record.spec is None else record.spec.dataset_id,
+        model_name=record.model_name,
+        spec=None if record.spec is None else record.spec.model_dump(mode="json"),
+        record=record.model_dump(mode="json"),
+        state=JobState.QUEUED.value,
+        attempt=0,
+        reason="Accepted.",
+        stages=[],
+        warnings=[],
+        unknown_failures=0,
+        infrastructure_failures=0,
+        deaths=0,
+        progress_mark=-1,
+        progress_seq=-1,
+        cancel_requested=False,
+        event_seq=0,
+        created_at=record.created_at,
+        updated_at=record.created_at,
+    )
+
+
+def append_events(session: AsyncSession, row: JobRow, drafts: Iterable[EventDraft]) -> None:
+    """Adds to the job's history. The row must be locked: `seq` has no gaps and no doubles."""
+    for draft in drafts:
+        row.event_seq += 1
+        session.add(
+            JobEventRow(
+                job_id=row.id,
+                seq=row.event_seq,
+                type=draft.type.value,
+                at=draft.at,
+                attempt=draft.attempt,
+                state=draft.state.value,
+                message=draft.message,
+                data=draft.data,
+            )
+        )
+
+
+def to_job(row: JobRow) -> TrainingJob:
+    """The row as the API shows it."""
+    return TrainingJob(
+        id=JobId(row.id),
+        spec=TrainingJobSpec.model_validate(row.spec),
+        model_name=row.model_name,
+        state=JobState(row.state),
+        attempt=row.attempt,
+        submission_id=row.submission_id,
+        progress=None if row.progress is None else Progress.model_validate(row.progress),
+        metrics=None if row.metrics is None else EpochMetrics.model_validate(row.metrics),
+        stages=[StageTiming.model_validate(each) for each in row.stages],
+        result=None if row.result is None else PublishedModel.model_validate(row.result),
+        failure=None if row.failure is None else Failure.model_validate(row.failure),
+        warnings=list(row.warnings),
+        reason=row.reason,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        finished_at=row.finished_at,
+    )
+
+
+def _to_event(row: JobEventRow) -> JobEvent:
+    return JobEvent(
+        seq=row.seq,
+        type=JobEventType(row.type),
+        at=row.at,
+        attempt=row.attempt,
+        state=JobState(row.state),
+        message=row.message,
+        data=row.data,
+    )

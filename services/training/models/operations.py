@@ -1,0 +1,155 @@
+"""What can be done with models. Aliases and deletions are copied to the bucket before they are answered."""
+
+import asyncio
+
+from pydantic import Field
+from sqlalchemy.exc import IntegrityError
+
+from services.contracts import names
+from services.contracts.base import Contract, utc_now
+from services.contracts.errors import CallerError, Conflict, NotFound
+from services.contracts.models import AliasRecord, Model, ModelAlias, ModelVersion, VersionDeletion
+from services.contracts.pages import Page
+from services.runtime.database.tables import ModelAliasRow
+from services.training.context import Training
+from services.training.models import queries
+
+RESERVED_ALIAS = "latest"
+_RACES = 5
+
+
+class AliasChange(Contract):
+    """Where an alias shall point."""
+
+    version: int = Field(ge=1, le=queries.MAX_VERSION, examples=[2])
+    expected_version: int | None = Field(
+        default=None,
+        ge=0,
+        le=queries.MAX_VERSION,
+        description="The version it refers to now, 0 for none; anything else is a conflict. Null does not check.",
+        examples=[1],
+    )
+
+
+async def list_models(training: Training, *, limit: int, cursor: str | None) -> Page[Model]:
+    """One page of models."""
+    async with training.database.session() as session:
+        return await queries.list_models(session, limit=limit, cursor=cursor)
+
+
+async def get_model(training: Training, name: str) -> Model:
+    """One model. Raises `NotFound`."""
+    async with training.database.session() as session:
+        return await queries.get_model(session, name)
+
+
+async def list_versions(training: Training, name: str, *, limit: int, cursor: str | None) -> Page[ModelVersion]:
+    """One page of a model's versions. Raises `NotFound`."""
+    async with training.database.session() as session:
+        return await queries.list_versions(session, name, limit=limit, cursor=cursor)
+
+
+async def get_version(training: Training, name: str, version: int) -> ModelVersion:
+    """One version. Raises `NotFound`."""
+    async with training.database.session() as session:
+        return queries.to_version(await queries.get_version_row(session, name, version))
+
+
+async def put_alias(training: Training, name: str, alias: str, change: AliasChange) -> ModelAlias:
+    """Points an alias at a version, if it refers to what the caller expects.
+
+    Raises:
+        NotFound: no such version.
+        Conflict: the alias refers to another version than expected; `details` has which (0: none).
+        CallerError: `latest`, which is always the newest version.
+    """
+    if alias == RESERVED_ALIAS:
+        raise CallerError("the alias 'latest' always means the newest version: choose another name")
+    for _ in range(_RACES):
+        try:
+            moved = await _move_alias(training, name, alias, change)
+        except IntegrityError:
+            continue  # created twice at a time; now it is there
+        await _copy_alias(training, name, alias)
+        return moved
+    raise Conflict(f"the alias {alias!r} of model {name!r} is being changed by others: try again")
+
+
+async def _move_alias(training: Training, name: str, alias: str, change: AliasChange) -> ModelAlias:
+    async with training.database.transaction() as session:
+        # Locked, so that the version cannot be deleted in between.
+        await queries.get_version_row(session, name, change.version, lock=True)
+        row = await queries.find_alias(session, name, alias, lock=True)
+        actual = 0 if row is None else row.version
+        if change.expected_version is not None and change.expected_version != actual:
+            # Repeating a change whose answer got lost is no conflict.
+            if actual == change.version and row is not None:
+                return queries.to_alias(row)
+            now = "does not exist" if actual == 0 else f"refers to version {actual}"
+            raise Conflict(
+                f"the alias {alias!r} of model {name!r} {now}, not to version {change.expected_version}: "
+                "look again before you move it",
+                {"actual_version": actual},
+            )
+        if row is None:
+            row = ModelAliasRow(model_name=name, alias=alias, version=change.version, updated_at=utc_now())
+            session.add(row)
+        elif row.version != change.version:
+            row.version = change.version
+            row.updated_at = utc_now()
+        await session.flush()
+        return queries.to_alias(row)
+
+
+async def delete_alias(training: Training, name: str, alias: str) -> None:
+    """Removes an alias. Raises `NotFound`."""
+    async with training.database.transaction() as session:
+        row = await queries.find_alias(session, name, alias, lock=True)
+        if row is None:
+            raise NotFound(f"model {name!r} has no alias {alias!r}", {"model_name": name, "alias": alias})
+        await session.delete(row)
+    await _copy_alias(training, name, alias)
+
+
+async def _copy_alias(training: Training, name: str, alias: str) -> None:
+    """Makes the bucket's record what the database says.
+
+    Looks again after it wrote: of several that copy at a time, the one that writes last has seen the newest row.
+    """
+    key = names.model_alias(name, alias)
+    copied: AliasRecord | None = None
+    for number in range(_RACES * 2):
+        async with training.database.session() as session:
+            row = await queries.find_alias(session, name, alias)
+        record = None if row is None else AliasRecord(alias=alias, version=row.version, updated_at=row.updated_at)
+        if number > 0 and record == copied:
+            return
+        if record is None:
+            await asyncio.to_thread(training.store.delete, [key])
+        else:
+            await asyncio.to_thread(training.store.put, key, record.model_dump_json().encode())
+        copied = record
+
+
+async def delete_version(training: Training, name: str, version: int) -> None:
+    """Deletes a version: it is no longer shown or served. Its number is never used again. May be repeated.
+
+    Raises:
+        NotFound: no such version.
+        Conflict: aliases refer to it; `details` has which.
+    """
+    async with training.database.transaction() as session:
+        row = await queries.get_version_row(session, name, version, lock=True, deleted_too=True)
+        aliases = await queries.list_aliases_of(session, name, version)
+        if aliases:
+            shown = ", ".join(map(repr, aliases))
+            raise Conflict(
+                f"version {version} of model {name!r} is {shown}: move or delete that alias first",
+                {"aliases": [*aliases]},
+            )
+        deleted_at = row.deleted_at or utc_now()
+        row.deleted_at = deleted_at
+    deletion = VersionDeletion(deleted_at=deleted_at)
+    key = names.model_deletion(name, version)
+    await asyncio.to_thread(training.store.put, key, deletion.model_dump_json().encode())
+    training.wake.send()
