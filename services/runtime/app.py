@@ -221,7 +221,7 @@ def _describe_operation(operation: dict[str, Any], *, keys_required: bool) -> No
     content = {MEDIA_TYPE: {"schema": {"$ref": PROBLEM_SCHEMA}}}
     responses: dict[str, Any] = operation["responses"]
     invalid = responses.get("422")
-    if invalid is not None and MEDIA_TYPE not in invalid["content"]:
+    if invalid is not None and MEDIA_TYPE not in invalid.get("content", {}):
         invalid |= {
             "description": "`validation_failed`: the request does not have the expected form",
             "content": content,

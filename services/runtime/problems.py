@@ -175,6 +175,9 @@ async def _on_framework_error(request: Request, error: HTTPException) -> JSONRes
     detail = error.detail
     if error.status_code == http.HTTPStatus.NOT_FOUND and detail == http.HTTPStatus.NOT_FOUND.phrase:
         detail = f"nothing is at {request.url.path}: /docs lists what there is"
+    if error.status_code == http.HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        detail = f"{request.url.path} does not support {request.method}: use {allowed}"
     return problem_response(make_problem(request, code, detail, status=error.status_code), error.headers)
 
 

@@ -210,8 +210,10 @@ def check_source_allowed(uri: str, settings: Settings) -> None:
     A prefix matches whole path segments: `s3://pets/cats` admits `s3://pets/cats/1.jpg`, not `s3://pets/cats-private/`.
 
     Raises:
-        SourceNotAllowed: another scheme, a path that climbs with `..`, or no allowed prefix matches.
+        SourceNotAllowed: another scheme, `..` or control characters in the path, or no allowed prefix matches.
     """
+    if any(ord(character) < ord(" ") or character == "\x7f" for character in uri):
+        raise SourceNotAllowed(f"{uri!r} has control characters in it", {})
     scheme, _, location = uri.partition("://")
     authority, *segments = location.split("/")
     if ".." in segments:
