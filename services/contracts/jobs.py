@@ -53,19 +53,24 @@ class TrainingJobSpec(Contract):
     train: Literal["head"] = Field(
         default="head", description="Which part is trained: the head on the frozen backbone's features."
     )
-    epochs: int = Field(default=100, ge=1, le=10_000)
-    batch_size: int = Field(default=64, ge=1, le=4096)
-    learning_rate: float = Field(default=0.01, gt=0, le=10)
+    epochs: int = Field(
+        default=100,
+        ge=1,
+        le=10_000,
+        description="At most so many passes over the training images; the head mostly converges in 30 to 60.",
+    )
     weight_decay: float = Field(
-        default=0.05, ge=0, le=100, description="L2 penalty on the head's weights, as AdamW's decoupled decay."
+        default=0.05, ge=0, le=100, description="L2 penalty on the head's weights, relative to the mean cross-entropy."
     )
     augmentation: Literal["off", "light"] = Field(
-        default="light", description="`light` also trains on each image's mirror image."
+        default="off", description="`light` also trains on each image's mirror image."
     )
     class_weighting: Literal["none", "balanced"] = Field(
         default="none", description="`balanced` weights each class by the inverse of its share of the images."
     )
-    early_stopping: EarlyStopping | None = Field(default_factory=EarlyStopping)
+    early_stopping: EarlyStopping | None = Field(
+        default=None, description="Null trains until the head has converged, which the L2 penalty makes safe."
+    )
     validation_fraction: float = Field(
         default=0.2,
         gt=0,
