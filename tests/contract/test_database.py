@@ -184,6 +184,25 @@ async def test_the_callers_own_os_error_is_not_called_unavailable(database: Data
         await read_a_file()
 
 
+async def test_waiting_too_long_for_anothers_transaction_is_unavailable(database: Database, database_url: str) -> None:
+    async with database.transaction() as session:
+        session.add(job())
+    impatient = Database(database_url, statement_timeout_s=0.2)
+
+    async def change() -> None:
+        async with impatient.transaction() as session:
+            await session.execute(update(JobRow).values(attempt=1))
+
+    async with database.transaction() as session:
+        await session.execute(update(JobRow).values(attempt=2))
+        with pytest.raises(DatabaseUnavailable):
+            await change()
+    await change()
+    await impatient.close()
+    async with database.session() as session:
+        assert await session.scalar(select(JobRow.attempt)) == 1
+
+
 async def test_accepted_jobs_survive_the_death_of_the_process(database: Database, database_url: str) -> None:
     code = f"""
 import asyncio, os, sys
@@ -259,3 +278,44 @@ async def test_a_dropped_connection_is_unavailable_once_and_then_replaced(
         await write_while_being_cut_off()
     assert await dataset_ids(database) == []
     await database.close()
+
+
+async def test_a_postgres_server_that_falls_silent_is_unavailable(
+    postgres_server: PostgresServer, empty_postgres_url: str, tmp_path: Path
+) -> None:
+    """A proxy stands for a network that stops carrying anything, without closing the connection."""
+    carrying = asyncio.Event()
+    carrying.set()
+    pumps: list[asyncio.Task[None]] = []
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            await carrying.wait()
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    async def on_client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream = await asyncio.open_unix_connection(postgres_server.socket_dir / ".s.PGSQL.5432")
+        pumps.extend([asyncio.create_task(pump(reader, upstream[1])), asyncio.create_task(pump(upstream[0], writer))])
+
+    proxy = await asyncio.start_server(on_client, "127.0.0.1", 0)
+    port = proxy.sockets[0].getsockname()[1]
+    name = empty_postgres_url.partition("@/")[2].partition("?")[0]
+    database = Database(f"postgresql://postgres@127.0.0.1:{port}/{name}", statement_timeout_s=0.1)
+
+    async def ask_into_silence() -> None:
+        async with database.session() as session:
+            carrying.clear()
+            await session.execute(text("SELECT 1"))
+
+    await database.ping()
+    with pytest.raises(DatabaseUnavailable):
+        await ask_into_silence()
+    carrying.set()
+    await database.ping()
+    await database.close()
+    for task in pumps:
+        task.cancel()
+    await asyncio.gather(*pumps, return_exceptions=True)
+    proxy.close()

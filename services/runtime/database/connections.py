@@ -2,17 +2,19 @@
 
 from typing import Protocol
 
-from sqlalchemy import URL, Connection, event, make_url
+from sqlalchemy import URL, Connection, ExceptionContext, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from services.contracts.errors import DatabaseUnavailable
+
 CONNECT_TIMEOUT_S = 10
-STATEMENT_TIMEOUT_S = 30
-"""PostgreSQL: longest time for one statement, waiting for locks included."""
+STATEMENT_TIMEOUT_S = 15.0
+"""Longest time for one statement on PostgreSQL; on SQLite, longest wait for another's write transaction."""
 POOL_TIMEOUT_S = 10
 """Longest wait for a free connection."""
-BUSY_TIMEOUT_S = 15
-"""SQLite: longest wait for another process's write transaction."""
+_ANSWER_GRACE_S = 5
+"""PostgreSQL ends a statement by itself; a server that has not answered this much later is gone."""
 
 BEGIN_OPTION = "rekindle_begin"
 """Execution option: the statement that begins a SQLite transaction."""
@@ -54,18 +56,36 @@ def parse_url(url: str) -> URL:
 def connect(url: URL, *, foreign_keys: bool = True, statement_timeout_s: float = STATEMENT_TIMEOUT_S) -> AsyncEngine:
     """An engine whose transactions begin when asked to and whose commits are on disk when they return."""
     if url.get_backend_name() == "sqlite":
-        engine = create_async_engine(url, pool_timeout=POOL_TIMEOUT_S, connect_args={"timeout": BUSY_TIMEOUT_S})
+        engine = create_async_engine(url, pool_timeout=POOL_TIMEOUT_S, connect_args={"timeout": statement_timeout_s})
         _prepare_sqlite(engine, foreign_keys=foreign_keys)
         return engine
-    return create_async_engine(
+    engine = create_async_engine(
         url,
         pool_size=5,
         max_overflow=10,
         pool_timeout=POOL_TIMEOUT_S,
         pool_pre_ping=True,
         pool_recycle=1800,
-        connect_args={"timeout": CONNECT_TIMEOUT_S, "command_timeout": statement_timeout_s},
+        connect_args={
+            "timeout": CONNECT_TIMEOUT_S,
+            "command_timeout": statement_timeout_s + _ANSWER_GRACE_S,
+            "server_settings": {
+                "application_name": "rekindle",
+                "statement_timeout": str(round(statement_timeout_s * 1000)),
+                # A gateway that died in the middle of a transaction must not keep its locks.
+                "idle_in_transaction_session_timeout": "60000",
+            },
+        },
     )
+    event.listen(engine.sync_engine, "handle_error", _on_silence)
+    return engine
+
+
+def _on_silence(context: ExceptionContext) -> BaseException | None:
+    """What the driver raises when the network is gone would look like the caller's own timeout or OSError."""
+    if isinstance(context.original_exception, OSError):
+        return DatabaseUnavailable("the postgresql database stopped answering: try again")
+    return None
 
 
 def _prepare_sqlite(engine: AsyncEngine, *, foreign_keys: bool) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from services.contracts.errors import DatabaseUnavailable
-from services.runtime.database.connections import BEGIN_OPTION, connect, parse_url
+from services.runtime.database.connections import BEGIN_OPTION, STATEMENT_TIMEOUT_S, connect, parse_url
 from services.runtime.database.faults import is_transient
 from services.runtime.database.migrate import migrate
 
@@ -21,9 +21,10 @@ class Database:
     connection; then the transaction was rolled back, unless it was the commit whose answer got lost.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, statement_timeout_s: float = STATEMENT_TIMEOUT_S) -> None:
+        """Connects to nothing yet. Raises `ValueError` for a URL that cannot be used."""
         self._url = parse_url(url)
-        engine = connect(self._url)
+        engine = connect(self._url, statement_timeout_s=statement_timeout_s)
         self._engine = engine
         self._sessions = async_sessionmaker(engine, expire_on_commit=False)
         # A SQLite transaction that reads before it writes fails at once if another wrote in between; taking the

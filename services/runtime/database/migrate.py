@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.contracts.errors import DatabaseUnavailable, InternalError
-from services.runtime.database.connections import BEGIN_OPTION, BUSY_TIMEOUT_S, connect
+from services.runtime.database.connections import BEGIN_OPTION, connect
 from services.runtime.database.faults import is_transient
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -75,7 +75,7 @@ def _use_write_ahead_log(path: str) -> None:
     Only under the lock: while another process opens the database the switch fails as "database is locked", whatever
     the busy timeout.
     """
-    with closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)) as connection:
+    with closing(sqlite3.connect(path, timeout=MIGRATION_TIMEOUT_S)) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
 
 
