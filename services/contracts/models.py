@@ -167,3 +167,19 @@ class Model(Contract):
     aliases: list[ModelAlias]
     created_at: datetime
     updated_at: datetime
+
+
+MAX_VERSION = 2**31 - 1
+
+
+class AliasChange(Contract):
+    """Where an alias shall point."""
+
+    version: int = Field(ge=1, le=MAX_VERSION, examples=[2])
+    expected_version: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_VERSION,
+        description="The version it refers to now, 0 for none; anything else is a conflict. Null does not check.",
+        examples=[1],
+    )

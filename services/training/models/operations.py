@@ -2,13 +2,12 @@
 
 import asyncio
 
-from pydantic import Field
 from sqlalchemy.exc import IntegrityError
 
 from services.contracts import names
-from services.contracts.base import Contract, utc_now
+from services.contracts.base import utc_now
 from services.contracts.errors import CallerError, Conflict, NotFound
-from services.contracts.models import AliasRecord, Model, ModelAlias, ModelVersion, VersionDeletion
+from services.contracts.models import AliasChange, AliasRecord, Model, ModelAlias, ModelVersion, VersionDeletion
 from services.contracts.pages import Page
 from services.runtime.database.tables import ModelAliasRow
 from services.training.context import Training
@@ -16,19 +15,6 @@ from services.training.models import queries
 
 RESERVED_ALIAS = "latest"
 _RACES = 5
-
-
-class AliasChange(Contract):
-    """Where an alias shall point."""
-
-    version: int = Field(ge=1, le=queries.MAX_VERSION, examples=[2])
-    expected_version: int | None = Field(
-        default=None,
-        ge=0,
-        le=queries.MAX_VERSION,
-        description="The version it refers to now, 0 for none; anything else is a conflict. Null does not check.",
-        examples=[1],
-    )
 
 
 async def list_models(training: Training, *, limit: int, cursor: str | None) -> Page[Model]:
@@ -152,4 +138,4 @@ async def delete_version(training: Training, name: str, version: int) -> None:
     deletion = VersionDeletion(deleted_at=deleted_at)
     key = names.model_deletion(name, version)
     await asyncio.to_thread(training.store.put, key, deletion.model_dump_json().encode())
-    training.wake.send()
+    training.published.send()

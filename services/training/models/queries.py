@@ -7,13 +7,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.contracts.errors import NotFound
 from services.contracts.ids import TrunkId
-from services.contracts.models import Model, ModelAlias, ModelManifest, ModelVersion
+from services.contracts.models import MAX_VERSION, Model, ModelAlias, ModelManifest, ModelVersion
 from services.contracts.pages import Page
 from services.runtime.database.tables import ModelAliasRow, ModelVersionRow
 from services.training import cursors
 
 MAX_NAME_CHARACTERS = 64
-MAX_VERSION = 2**31 - 1
 
 
 async def list_models(session: AsyncSession, *, limit: int, cursor: str | None) -> Page[Model]:

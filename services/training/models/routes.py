@@ -6,13 +6,12 @@ from fastapi import APIRouter, Path
 
 from services.contracts.base import ResourceName
 from services.contracts.errors import CallerError, Conflict, NotFound
-from services.contracts.models import Model, ModelAlias, ModelVersion
+from services.contracts.models import AliasChange, Model, ModelAlias, ModelVersion
 from services.contracts.pages import Page
 from services.runtime.problems import problem_responses
 from services.training.context import Reader, Trainer, TrainingContext
 from services.training.cursors import DEFAULT_PAGE_SIZE, Cursor, Limit
 from services.training.models import operations
-from services.training.models.operations import AliasChange
 
 TAG = ("models", "Published models, their versions, and the aliases that promote and roll back.")
 

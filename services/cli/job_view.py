@@ -1,0 +1,88 @@
+"""What a job's events say so far. Pure: events in, a picture out."""
+
+from dataclasses import dataclass, field
+
+from pydantic import ValidationError
+
+from services.contracts.jobs import (
+    EpochMetrics,
+    JobEvent,
+    JobEventType,
+    JobState,
+    Progress,
+    Stage,
+    StageTiming,
+)
+
+STAGE_TITLES = {
+    Stage.PREFLIGHT: "Reading every image",
+    Stage.FEATURES: "Computing features",
+    Stage.FIT: "Training the head",
+    Stage.EVALUATE: "Evaluating",
+    Stage.PUBLISH: "Publishing",
+}
+
+
+@dataclass(slots=True)
+class JobView:
+    """The picture after the events that were applied."""
+
+    state: JobState = JobState.QUEUED
+    attempt: int = 0
+    message: str = ""
+    progress: Progress | None = None
+    metrics: EpochMetrics | None = None
+    stages: dict[Stage, StageTiming] = field(default_factory=dict[Stage, StageTiming])
+    """The newest timing of each stage that has begun."""
+    last_seq: int = 0
+
+    def apply(self, event: JobEvent) -> list[str]:
+        """Takes an event in; returns lines that a person should see stay."""
+        self.last_seq, self.state, self.message = event.seq, event.state, event.message
+        lines: list[str] = []
+        if event.attempt > max(self.attempt, 1):
+            lines.append(f"attempt {event.attempt}: {event.message}")
+        self.attempt = max(self.attempt, event.attempt)
+        try:
+            lines += self._take_in(event)
+        except ValidationError:  # a newer server's event; its message is all we understand
+            lines.append(event.message)
+        return lines
+
+    def _take_in(self, event: JobEvent) -> list[str]:
+        match event.type:
+            case JobEventType.STAGE:
+                return self._stage(StageTiming.model_validate(event.data))
+            case JobEventType.PROGRESS:
+                self.progress = Progress.model_validate(event.data)
+            case JobEventType.EPOCH:
+                self.metrics = EpochMetrics.model_validate(event.data)
+            case JobEventType.WARNING:
+                return [f"warning: {event.message}"]
+            case JobEventType.STATE:
+                if event.state in (JobState.WAITING_FOR_CAPACITY, JobState.CANCELLING):
+                    return [f"{event.state.replace('_', ' ')}: {event.message}"]
+        return []
+
+    def _stage(self, timing: StageTiming) -> list[str]:
+        self.stages[timing.stage] = timing
+        if timing.finished_at is None:
+            self.progress = None
+            return []
+        title = STAGE_TITLES[timing.stage]
+        if timing.skipped:
+            return [f"{title}: done before"]
+        return [f"{title}: {duration_s(timing):.1f} s"]
+
+    @property
+    def title(self) -> str:
+        """What is going on, in a few words."""
+        if self.progress is not None:
+            return STAGE_TITLES[self.progress.stage]
+        running = [stage for stage, timing in self.stages.items() if timing.finished_at is None]
+        return STAGE_TITLES[running[-1]] if running else self.state.replace("_", " ").capitalize()
+
+
+def duration_s(timing: StageTiming) -> float:
+    """Seconds that a finished stage took; 0 for one that has not finished."""
+    return 0.0 if timing.finished_at is None else (timing.finished_at - timing.started_at).total_seconds()

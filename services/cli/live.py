@@ -1,0 +1,54 @@
+"""A job as it happens: a progress bar and metrics on a terminal, lines elsewhere."""
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from services.cli.job_view import JobView
+from services.client import Rekindle
+from services.contracts.jobs import EpochMetrics, TrainingJob
+
+EPOCH_LINES = 10
+"""Epochs that are printed where there is no terminal to draw a bar on."""
+
+
+def watch_job(client: Rekindle, job_id: str, console: Console) -> TrainingJob:
+    """Shows the job until it has ended; returns it as it ended.
+
+    Raises what `training_jobs.events` raises. Interrupting it leaves the job alone.
+    """
+    view = JobView()
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[metrics]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(view.title, total=None, metrics="")
+        for event in client.training_jobs.events(job_id):
+            before = view.metrics
+            for line in view.apply(event):
+                console.print(f"  {line}", markup=False)
+            if not console.is_terminal and view.metrics is not before and view.metrics is not None:
+                _print_epoch(console, view.metrics)
+            done, total = (view.progress.done, view.progress.total) if view.progress else (0, None)
+            bar.update(task, description=view.title, completed=done, total=total, metrics=shown_metrics(view.metrics))
+    return client.training_jobs.get(job_id)
+
+
+def shown_metrics(metrics: EpochMetrics | None) -> str:
+    """The newest epoch in one line; empty before the first."""
+    if metrics is None:
+        return ""
+    text = f"loss {metrics.train_loss:.3f}"
+    if metrics.validation_accuracy is not None:
+        text += f", validation accuracy {metrics.validation_accuracy:.1%}"
+    return text
+
+
+def _print_epoch(console: Console, metrics: EpochMetrics) -> None:
+    every = max(1, metrics.epochs // EPOCH_LINES)
+    if metrics.epoch % every == 0 or metrics.epoch == 1:
+        console.print(f"  epoch {metrics.epoch} of {metrics.epochs}: {shown_metrics(metrics)}", markup=False)

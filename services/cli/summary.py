@@ -1,0 +1,59 @@
+"""What a finished job and a model version look like to a person."""
+
+from rich.console import Console
+
+from services.cli.job_view import STAGE_TITLES, duration_s
+from services.cli.session import make_table, shown_share
+from services.contracts.jobs import TrainingJob
+from services.contracts.models import Evaluation, ModelVersion
+
+
+def print_job_summary(console: Console, job: TrainingJob, version: ModelVersion | None) -> None:
+    """Stages with times, the result, and quality by class."""
+    if job.stages:
+        rows = [
+            (
+                STAGE_TITLES[timing.stage],
+                "done before" if timing.skipped else f"{duration_s(timing):.1f} s",
+                str(timing.attempt),
+            )
+            for timing in job.stages
+        ]
+        console.print(make_table(("Stage", "Time", "Attempt"), rows))
+    for warning in job.warnings:
+        console.print(f"warning: {warning}", markup=False, style="yellow")
+    if job.failure is not None:
+        console.print(f"{job.state}: {job.failure.message} ({job.failure.code})", markup=False, style="red")
+    elif job.result is None:
+        console.print(f"{job.state}: {job.reason}", markup=False)
+    if version is not None:
+        print_version(console, version)
+
+
+def print_version(console: Console, version: ModelVersion) -> None:
+    """A model version with its evaluation."""
+    if version.evaluation is not None:
+        console.print()
+        _print_evaluation(console, version.evaluation)
+    console.print(
+        f"\nModel [bold]{version.model_name}[/] version [bold]{version.version}[/]: {version.backbone}, "
+        f"{len(version.labels)} classes, {version.train_image_count} training images, job {version.job_id}"
+    )
+
+
+def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
+    rows = [
+        (
+            report.label,
+            str(report.support),
+            shown_share(report.precision),
+            shown_share(report.recall),
+            shown_share(report.f1),
+        )
+        for report in evaluation.classes
+    ]
+    console.print(make_table(("Class", "Images", "Precision", "Recall", "F1"), rows))
+    console.print(
+        f"\n{evaluation.split.capitalize()} accuracy [bold]{evaluation.accuracy:.1%}[/] on {evaluation.image_count} images "
+        f"(loss {evaluation.loss:.3f}, calibration error {evaluation.calibration_error:.3f})"
+    )

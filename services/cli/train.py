@@ -1,0 +1,115 @@
+"""`rekindle train`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from services.cli.live import watch_job
+from services.cli.session import AsJson, client_of, print_json, stderr, stdout
+from services.cli.sources import find_or_add_dataset, is_uri
+from services.cli.summary import print_job_summary
+from services.client import Rekindle
+from services.contracts.backbones import BackboneName
+from services.contracts.jobs import JobState, TrainingJob, TrainingJobSpec
+from services.contracts.models import ModelVersion
+
+app = typer.Typer(add_completion=False)
+_NAMED_WEIGHTS = ("imagenet", "bundled")
+
+
+def weights_field(weights: str, sha256: str | None) -> Any:
+    """The spec's `weights` for what was typed: a name, a URI, or a local file.
+
+    Raises:
+        FileNotFoundError: neither a name nor a URI, and there is no such file.
+    """
+    if weights in _NAMED_WEIGHTS:
+        return weights
+    if not is_uri(weights):
+        file = Path(weights).expanduser().resolve()
+        if not file.is_file():
+            raise FileNotFoundError(f"no weights file {file}: name a file, an s3:// URI, or one of {_NAMED_WEIGHTS}")
+        weights = file.as_uri()
+    return {"uri": weights, "sha256": sha256}
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    source: Annotated[
+        str,
+        typer.Argument(help="A folder with a folder of images per class, an s3:// prefix, or a dataset's id or name."),
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="The model that gets a new version. (default: the dataset's name)")
+    ] = None,
+    backbone: Annotated[BackboneName | None, typer.Option(help="The pretrained network.")] = None,
+    weights: Annotated[str | None, typer.Option(help="`imagenet`, `bundled`, a file, or an s3:// URI.")] = None,
+    weights_sha256: Annotated[
+        str | None, typer.Option(help="Refuse the weights where their SHA-256 is another.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side in pixels that images are resized to.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Most passes over the training images.")] = None,
+    batch_size: Annotated[int | None, typer.Option()] = None,
+    learning_rate: Annotated[float | None, typer.Option()] = None,
+    weight_decay: Annotated[float | None, typer.Option()] = None,
+    augmentation: Annotated[str | None, typer.Option(help="`off` or `light`.")] = None,
+    class_weighting: Annotated[str | None, typer.Option(help="`none` or `balanced`.")] = None,
+    validation_fraction: Annotated[
+        float | None, typer.Option(help="Share held out where there is no validation split.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Let the server read the folder where it is; do not upload.")
+    ] = False,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return as soon as the job is accepted.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Trains a classifier and shows how it goes. Ctrl-C stops the display, not the job."""
+    client, console = client_of(context), stderr() if as_json else stdout()
+    given = {
+        "model_name": model,
+        "backbone": backbone,
+        "weights": None if weights is None else weights_field(weights, weights_sha256),
+        "image_size": image_size,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "augmentation": augmentation,
+        "class_weighting": class_weighting,
+        "validation_fraction": validation_fraction,
+        "seed": seed,
+    }
+    fields = {name: value for name, value in given.items() if value is not None}
+    # Checked before anything is uploaded, with an id that only stands in.
+    TrainingJobSpec.model_validate({"dataset_id": "", **fields})
+    dataset = find_or_add_dataset(client, source, in_place=in_place, console=console)
+    job = client.training_jobs.create(TrainingJobSpec.model_validate({"dataset_id": dataset.id, **fields}))
+    console.print(f"job {job.id} trains {job.model_name} on dataset {dataset.id}", markup=False)
+    if not detach:
+        job = follow(client, job, as_json=as_json)
+    if as_json:
+        print_json(job)
+    if not detach and job.state is not JobState.SUCCEEDED:
+        raise typer.Exit(1)
+
+
+def follow(client: Rekindle, job: TrainingJob, *, as_json: bool) -> TrainingJob:
+    """Shows the job until it ends, then its summary; returns it as it ended."""
+    console = stderr() if as_json else stdout()
+    try:
+        job = watch_job(client, job.id, console)
+    except KeyboardInterrupt:
+        console.print(
+            f"\nthe job goes on: `rekindle jobs events {job.id}` shows it, `rekindle jobs cancel {job.id}` ends it"
+        )
+        raise
+    print_job_summary(console, job, published_version(client, job))
+    return job
+
+
+def published_version(client: Rekindle, job: TrainingJob) -> ModelVersion | None:
+    """The version that the job published, if it did."""
+    return None if job.result is None else client.models.version(job.result.model_name, job.result.version)

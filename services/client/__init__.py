@@ -1,0 +1,6 @@
+"""The Python client: `Rekindle("http://127.0.0.1:8080")`."""
+
+from services.client.client import Rekindle
+from services.client.errors import ApiError, ClientError, JobFailed, Unreachable
+
+__all__ = ["ApiError", "ClientError", "JobFailed", "Rekindle", "Unreachable"]

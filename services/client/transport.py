@@ -1,0 +1,210 @@
+"""HTTP with patience: timeouts, retries of what may be repeated, and problems as exceptions."""
+
+import random
+import time
+import uuid
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import httpx2
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+
+from services.client.errors import ApiError, Unreachable
+
+Parsed = TypeVar("Parsed")
+Query = Mapping[str, str | int | None]
+"""What stands behind the question mark; None is left out."""
+Files = list[tuple[str, tuple[str, bytes, str]]]
+"""Parts of a multipart body: field, (file name, bytes, media type)."""
+
+BACKOFF_FIRST_S = 0.2
+BACKOFF_MAX_S = 5.0
+FIRST_CONTACT_S = 2.0
+"""How long a server that has never answered is tried: most likely there is none."""
+RETRIED_STATUSES = frozenset({502, 503, 504})
+MAX_CONNECTIONS = 32
+
+
+class _InvalidField(BaseModel):
+    location: list[str | int]
+    message: str
+
+
+class _Problem(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    detail: str
+    code: str
+    request_id: str | None = None
+    details: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
+    errors: list[_InvalidField] = Field(default_factory=list[_InvalidField])
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to try again. `clock` and `sleep` are there for tests to replace."""
+
+    total_s: float
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+    def wait(self, failures: int, retry_after_s: float, deadline_s: float) -> bool:
+        """Waits before the next try; returns False, at once, where that would pass the deadline."""
+        jitter = random.uniform(0.5, 1)  # noqa: S311 - spreads clients, guards nothing
+        wait_s = max(retry_after_s, jitter * min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** (failures - 1)))
+        if self.clock() + wait_s > deadline_s:
+            return False
+        self.sleep(wait_s)
+        return True
+
+
+class Transport:
+    """Requests to one server. Safe for use from several threads."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str | None,
+        timeout_s: float,
+        patience: Patience,
+        http: httpx2.BaseTransport | None = None,
+    ) -> None:
+        """`http` stands in for the network."""
+        self.base_url = base_url.rstrip("/")
+        self.patience = patience
+        self._has_answered = False
+        self._client = httpx2.Client(
+            base_url=self.base_url,
+            headers={"authorization": f"Bearer {api_key}"} if api_key else {},
+            timeout=timeout_s,
+            limits=httpx2.Limits(max_connections=MAX_CONNECTIONS),
+            transport=http,
+        )
+        # Presigned URLs lead to other servers, which must not see the key.
+        self._elsewhere = httpx2.Client(timeout=timeout_s, transport=http)
+
+    def close(self) -> None:
+        self._client.close()
+        self._elsewhere.close()
+
+    def call(
+        self,
+        parse: TypeAdapter[Parsed],
+        method: str,
+        path: str,
+        *,
+        query: Query | None = None,
+        body: BaseModel | None = None,
+        files: Files | None = None,
+    ) -> Parsed:
+        """One request, repeated while it may succeed; a POST carries an Idempotency-Key, so it makes nothing twice.
+
+        Raises:
+            ApiError: the server answered with a problem.
+            Unreachable: no answer within the client's patience.
+        """
+        headers = {"idempotency-key": uuid.uuid4().hex} if method == "POST" else {}
+        params = _given(query or {})
+        json = body.model_dump(mode="json", exclude_unset=True) if body is not None else None
+
+        def send() -> httpx2.Response:
+            return self._client.request(method, path, params=params, json=json, files=files, headers=headers)
+
+        return self._parsed(parse, self._repeated(send))
+
+    def text(self, path: str, *, query: Query) -> str:
+        """The text at a path. Raises as `call` does."""
+        return self._repeated(lambda: self._client.get(path, params=_given(query))).text
+
+    def put_file(self, url: str, file: Path) -> None:
+        """Streams a file to a path of the server, or to a presigned URL elsewhere. Raises as `call` does, and
+        `OSError` where the file cannot be read."""
+        client = self._elsewhere if "://" in url else self._client
+        size_bytes = file.stat().st_size
+
+        def send() -> httpx2.Response:
+            with file.open("rb") as content:
+                return client.put(url, content=content, headers={"content-length": str(size_bytes)})
+
+        self._repeated(send)
+
+    @contextmanager
+    def stream(
+        self, path: str, *, headers: Mapping[str, str], timeout_s: float
+    ) -> Generator[httpx2.Response, None, None]:
+        """A response that is read while it arrives. Not repeated: the caller knows where to go on.
+
+        Raises:
+            ApiError: the server answered with a problem.
+            httpx2.TransportError: the connection failed.
+        """
+        with self._client.stream("GET", path, headers=dict(headers), timeout=timeout_s) as response:
+            self._has_answered = True
+            if not response.is_success:
+                response.read()
+                _raise_problem(response)
+            yield response
+
+    def _repeated(self, send: Callable[[], httpx2.Response]) -> httpx2.Response:
+        started_s = self.patience.clock()
+        failures = 0
+        while True:
+            failures += 1
+            try:
+                response = send()
+            except httpx2.TransportError as error:
+                # Asked anew each time: another thread may have had an answer since.
+                patience_s = (
+                    self.patience.total_s if self._has_answered else min(FIRST_CONTACT_S, self.patience.total_s)
+                )
+                if not self.patience.wait(failures, 0, started_s + patience_s):
+                    raise self.unreachable(error) from error
+                continue
+            self._has_answered = True
+            if response.is_success:
+                return response
+            retry = response.status_code in RETRIED_STATUSES and self.patience.wait(
+                failures, _retry_after_s(response), started_s + self.patience.total_s
+            )
+            if not retry:
+                _raise_problem(response)
+
+    def unreachable(self, error: httpx2.TransportError) -> Unreachable:
+        """What a transport error is to the caller."""
+        reason = str(error) or type(error).__name__
+        return Unreachable(f"{self.base_url} does not answer ({reason}): is Rekindle running there? Try `rekindle up`")
+
+    def _parsed(self, parse: TypeAdapter[Parsed], response: httpx2.Response) -> Parsed:
+        try:
+            return parse.validate_json(response.content or b"null")
+        except ValidationError as error:
+            raise ApiError(
+                response.status_code,
+                "unexpected_answer",
+                f"{self.base_url} did not answer like a Rekindle of this release: check the URL, or update the client",
+            ) from error
+
+
+def _given(query: Query) -> dict[str, str | int]:
+    return {name: value for name, value in query.items() if value is not None}
+
+
+def _retry_after_s(response: httpx2.Response) -> float:
+    value = response.headers.get("retry-after", "")
+    return float(value) if value.isdigit() else 0.0
+
+
+def _raise_problem(response: httpx2.Response) -> NoReturn:
+    try:
+        problem = _Problem.model_validate_json(response.content)
+    except ValidationError:
+        raise ApiError(
+            response.status_code, "unknown", f"the server answered {response.status_code} {response.reason_phrase}"
+        ) from None
+    fields = "; ".join(f"{'.'.join(map(str, field.location))}: {field.message}" for field in problem.errors)
+    message = f"{problem.detail} ({fields})" if fields and fields not in problem.detail else problem.detail
+    raise ApiError(response.status_code, problem.code, message, problem.details, problem.request_id)
