@@ -135,6 +135,9 @@ class Settings(BaseSettings):
         le=300,
         description="Seconds after which a dead gateway's reconciler is replaced by another's.",
     )
+    max_running_jobs: int = Field(
+        default=4, ge=1, le=10_000, description="Most jobs that the cluster is given at a time; the others are queued."
+    )
     retry_initial_s: float = Field(
         default=2, gt=0, le=600, description="Seconds before an attempt follows one that failed; doubles each time."
     )

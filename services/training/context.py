@@ -30,6 +30,8 @@ class Training:
     """Sent when there is something to do for the reconciler."""
     changed: Pulse = field(default_factory=Pulse)
     """Sent when jobs have changed."""
+    published: Pulse = field(default_factory=Pulse)
+    """Sent when the published versions have changed."""
     ending: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the server stops: streams end."""
     uploads: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(UPLOAD_THREADS))

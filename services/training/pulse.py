@@ -4,18 +4,26 @@ import asyncio
 
 
 class Pulse:
-    """A condition without a value: `send` wakes everybody who waits now."""
+    """Counts changes. Nothing is missed between a look and the wait that follows it."""
 
     def __init__(self) -> None:
+        self._count = 0
         self._event = asyncio.Event()
 
+    def mark(self) -> int:
+        """Take it before you look, and wait for what comes after it."""
+        return self._count
+
     def send(self) -> None:
-        """Wakes all waiting tasks. Call it on the event loop."""
+        """Wakes everybody who waits. Call it on the event loop."""
+        self._count += 1
         self._event.set()
         self._event = asyncio.Event()
 
-    async def wait(self, timeout_s: float) -> bool:
-        """Returns at the next `send`, or False after the timeout."""
+    async def wait(self, mark: int, timeout_s: float) -> bool:
+        """Returns as soon as there was a `send` after the mark, or False after the timeout."""
+        if self._count != mark:
+            return True
         event = self._event
         try:
             async with asyncio.timeout(timeout_s):

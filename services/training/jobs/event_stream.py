@@ -22,6 +22,7 @@ async def follow(training: Training, job_id: str, after: int) -> AsyncGenerator[
     """
     end_at_s = time.monotonic() + MAX_LIFE_S
     while not training.ending.is_set() and time.monotonic() < end_at_s:
+        mark = training.changed.mark()
         async with training.database.session() as session:
             events = await queries.list_events(session, job_id, after=after, limit=BATCH)
             row = None if events else await queries.get_row(session, job_id)
@@ -34,4 +35,4 @@ async def follow(training: Training, job_id: str, after: int) -> AsyncGenerator[
             return
         if after > row.event_seq:
             return  # a client with an id that this job never had
-        await training.changed.wait(POLL_S)
+        await training.changed.wait(mark, POLL_S)

@@ -38,7 +38,6 @@ class JobProgress:
     """The part of a job that an attempt's reports change."""
 
     state: JobState
-    reason: str
     progress: Progress | None = None
     metrics: EpochMetrics | None = None
     stages: tuple[StageTiming, ...] = ()
@@ -56,7 +55,7 @@ def fold(job: JobProgress, record: ProgressRecord) -> tuple[JobProgress, list[Ev
     events: list[EventDraft] = []
     if not job.state.is_terminal and job.state is not JobState.CANCELLING and record.stage.job_state is not job.state:
         events.append(state_event(job.state, record.stage.job_state, record.at, record.attempt, record.message))
-        job = replace(job, state=record.stage.job_state, reason=record.message)
+        job = replace(job, state=record.stage.job_state)
     events.append(
         EventDraft(
             type=record.type,
@@ -88,7 +87,6 @@ def _changed(job: JobProgress, record: ProgressRecord) -> JobProgress:
                 job,
                 stages=_with_timing(job.stages, timing),
                 progress=job.progress if timing.finished_at is not None else None,
-                reason=record.message,
                 mark=max(job.mark, progress_mark(timing.stage, done)),
             )
         case JobEventType.PROGRESS:

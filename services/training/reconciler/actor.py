@@ -1,0 +1,131 @@
+"""Carries out what the policy decided about one job. Every step may be repeated, by this leader or the next."""
+
+import asyncio
+import shlex
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import structlog
+
+from services.contracts.errors import Fenced
+from services.contracts.ids import JobId, submission_id
+from services.contracts.jobs import Failure, JobOutcome, JobState, PublishedModel
+from services.runtime.database.tables import JobRow
+from services.training.context import Training
+from services.training.ray_api import Submission
+from services.training.reconciler import records, transitions
+from services.training.reconciler.policy import Action, Cancel, Fail, Retry, Stop, Submit, Succeed, Wait
+from services.training.reconciler.transitions import LeasedDatabase
+
+STOP_INTERVAL_S = 5.0
+"""How often the cluster is asked to stop the same attempt."""
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Acts for the holder of the lease."""
+
+    training: Training
+    leased: LeasedDatabase
+    stop_again_at_s: dict[str, float] = field(default_factory=dict[str, float])
+
+    async def act(self, row: JobRow, action: Action, now: datetime) -> bool:
+        """Carries the action out; whether the job changed.
+
+        Raises:
+            Fenced: the lease is another's by now, or a newer leader is ahead with this job.
+            ClusterUnavailable, ObjectStoreUnavailable, DatabaseUnavailable: the next look tries again.
+        """
+        match action:
+            case Wait(state=state, reason=reason):
+                if not reason or (state.value == row.state and reason == row.reason):
+                    return False
+                return await transitions.wait(self.leased, row, state, reason, now)
+            case Submit():
+                return await self._submit(row, action, now)
+            case Stop(reason=reason):
+                return await self._stop(row, reason, now)
+            case Retry():
+                log.info("job.retry", job_id=row.id, attempt=row.attempt, reason=action.reason)
+                return await transitions.retry(self.leased, row, action, now)
+            case Succeed(published=published):
+                return await self._succeed(row, published, now)
+            case Fail(failure=failure):
+                await self._record_end(row, JobState.FAILED, now, failure=failure)
+                log.info("job.failed", job_id=row.id, attempt=row.attempt, code=failure.code, reason=failure.message)
+                return await transitions.fail(self.leased, row, failure, now)
+            case Cancel(reason=reason):
+                return await self._cancel(row, reason, now)
+
+    async def _submit(self, row: JobRow, action: Submit, now: datetime) -> bool:
+        if action.attempt > row.attempt:
+            # The number is taken before the cluster hears of it: there can be no attempt that nobody knows of.
+            if not await transitions.begin_attempt(self.leased, row, action.attempt, action.reason, now):
+                return False
+            self.training.changed.send()
+        job_id = JobId(row.id)
+        if not await asyncio.to_thread(records.raise_fence, self.training.store, job_id, action.attempt):
+            raise Fenced(f"a newer attempt of {job_id} than {action.attempt} has its fence up")
+        submission = Submission(
+            submission_id=submission_id(job_id, action.attempt),
+            entrypoint=(
+                f"python -m ray_cluster.train.attempt --bucket {shlex.quote(self.training.store.uri)} "
+                f"--job {job_id} --attempt {action.attempt}"
+            ),
+            metadata={
+                "name": f"{row.model_name} {job_id}",
+                "job_id": job_id,
+                "model_name": row.model_name,
+                "attempt": str(action.attempt),
+            },
+        )
+        await self.training.ray.submit(submission)
+        log.info("job.submitted", job_id=job_id, attempt=action.attempt)
+        # That the cluster has it is noted at the next look, when the cluster says so itself.
+        return True
+
+    async def _stop(self, row: JobRow, reason: str, now: datetime) -> bool:
+        if time.monotonic() < self.stop_again_at_s.get(row.id, 0.0):
+            return False
+        await self.training.ray.stop(submission_id(JobId(row.id), row.attempt))
+        self.stop_again_at_s[row.id] = time.monotonic() + STOP_INTERVAL_S
+        return await transitions.wait(self.leased, row, JobState.CANCELLING, reason, now)
+
+    async def _succeed(self, row: JobRow, published: PublishedModel, now: datetime) -> bool:
+        manifest = await asyncio.to_thread(records.read_manifest, self.training.store, published)
+        await self._record_end(row, JobState.SUCCEEDED, now, published=published)
+        log.info("job.succeeded", job_id=row.id, attempt=row.attempt, version=published.version)
+        shown = await transitions.succeed(self.leased, row, manifest, published, now)
+        self.training.published.send()
+        return shown
+
+    async def _cancel(self, row: JobRow, reason: str, now: datetime) -> bool:
+        # A submission that is still on its way must find itself given up.
+        await asyncio.to_thread(records.raise_fence, self.training.store, JobId(row.id), row.attempt + 1)
+        await self._record_end(row, JobState.CANCELLED, now)
+        self.stop_again_at_s.pop(row.id, None)
+        log.info("job.cancelled", job_id=row.id, attempt=row.attempt)
+        return await transitions.cancel(self.leased, row, reason, now)
+
+    async def _record_end(
+        self,
+        row: JobRow,
+        state: JobState,
+        now: datetime,
+        *,
+        published: PublishedModel | None = None,
+        failure: Failure | None = None,
+    ) -> None:
+        """Into the bucket before the database: a job that ended for its user has ended after a restore, too."""
+        outcome = JobOutcome(
+            job_id=JobId(row.id),
+            state=state,
+            attempt=row.attempt,
+            finished_at=now,
+            published=published,
+            failure=failure,
+        )
+        await asyncio.to_thread(records.write_job_outcome, self.training.store, outcome)
