@@ -54,6 +54,7 @@ def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
     ]
     console.print(make_table(("Class", "Images", "Precision", "Recall", "F1"), rows))
     console.print(
-        f"\n{evaluation.split.capitalize()} accuracy [bold]{evaluation.accuracy:.1%}[/] on {evaluation.image_count} images "
-        f"(loss {evaluation.loss:.3f}, calibration error {evaluation.calibration_error:.3f})"
+        f"\n{evaluation.split.capitalize()} accuracy [bold]{evaluation.accuracy:.1%}[/] "
+        f"on {evaluation.image_count} images (loss {evaluation.loss:.3f}, "
+        f"calibration error {evaluation.calibration_error:.3f})"
     )

@@ -51,15 +51,13 @@ def train(
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Side in pixels that images are resized to.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Most passes over the training images.")] = None,
-    batch_size: Annotated[int | None, typer.Option()] = None,
-    learning_rate: Annotated[float | None, typer.Option()] = None,
-    weight_decay: Annotated[float | None, typer.Option()] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="L2 penalty on the head's weights.")] = None,
     augmentation: Annotated[str | None, typer.Option(help="`off` or `light`.")] = None,
     class_weighting: Annotated[str | None, typer.Option(help="`none` or `balanced`.")] = None,
     validation_fraction: Annotated[
         float | None, typer.Option(help="Share held out where there is no validation split.")
     ] = None,
-    seed: Annotated[int | None, typer.Option()] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed and data give the same weights.")] = None,
     in_place: Annotated[
         bool, typer.Option("--in-place", help="Let the server read the folder where it is; do not upload.")
     ] = False,
@@ -74,8 +72,6 @@ def train(
         "weights": None if weights is None else weights_field(weights, weights_sha256),
         "image_size": image_size,
         "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
         "weight_decay": weight_decay,
         "augmentation": augmentation,
         "class_weighting": class_weighting,

@@ -1,5 +1,6 @@
 """Both gateways as one web application on one base URL: `python -m services.local.app`."""
 
+import socket
 from importlib.metadata import version
 
 import uvicorn
@@ -69,9 +70,9 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._parts = parts
 
-    async def shutdown(self, sockets: object = None) -> None:
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._parts.end_streams()
-        await super().shutdown(None)
+        await super().shutdown(sockets)
 
 
 if __name__ == "__main__":

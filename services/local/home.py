@@ -27,6 +27,8 @@ class StackRecord(StoredContract):
     url: str
     """Base URL of the HTTP API."""
     ray_dashboard_url: str
+    ready: bool = False
+    """Whether requests have been answered."""
     sessions: tuple[tuple[int, float], ...] = ()
     """Process sessions of the stack: leader's number and start time."""
 

@@ -13,7 +13,6 @@ import shutil
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,7 @@ import psutil
 from services.contracts.errors import Conflict, RekindleError
 from services.local.children import Child, ChildKeepsFailing, Say, keep_running, log_tail
 from services.local.home import StackHome, StackRecord, new_marker
-from services.local.processes import end_processes, stack_processes
+from services.local.processes import end_processes, stack_processes, start_time_s
 from services.local.ray_head import (
     LOOPBACK,
     RayPorts,
@@ -66,10 +65,14 @@ class _Stack:
         self.remember_session(pid)
 
     def remember_session(self, pid: int) -> None:
-        """Notes a session in the record, so that the next start finds its processes even if this one is killed."""
-        started_at_s = psutil.Process(pid).create_time() if psutil.pid_exists(pid) else time.time()
-        sessions = (*self.record.sessions, (pid, started_at_s))
-        self.record = self.record.model_copy(update={"sessions": sessions})
+        """Notes a session, so that the next start finds its processes even if this one is killed."""
+        started_at_s = start_time_s(pid)
+        if started_at_s is not None:
+            self.remember(sessions=(*self.record.sessions, (pid, started_at_s)))
+
+    def remember(self, **changes: object) -> None:
+        """Writes the record anew with these changes."""
+        self.record = self.record.model_copy(update=changes)
         self.home.write_record(self.record)
 
 
@@ -249,6 +252,7 @@ async def _announce_when_ready(
         tails = "\n".join(f"--- {child.log} ---\n{log_tail(child.log)}" for child in children)
         raise StackFailed(f"not ready after {READY_WITHIN_S:g} s:\n{tails}") from error
     worked.set()
+    stack.remember(ready=True)
     ready(stack.record.url)
 
 
