@@ -56,6 +56,7 @@ def redact(value: object, name: str = "") -> object:
 
 
 def _redact_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    event.pop("color_message", None)  # uvicorn's second copy of its message, for terminals
     return {key: item if key.startswith("_") else redact(item, key) for key, item in event.items()}
 
 
