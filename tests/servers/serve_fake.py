@@ -1,0 +1,114 @@
+"""A server that speaks `contracts/serving.py` and Ray Serve's own plain-text answers, over real HTTP."""
+
+import asyncio
+import socket
+import threading
+from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+REJECTED = b"not an image"
+
+
+class FakeServe:
+    """Answers for the trunks in `deployed`; every image gets the label that its own bytes spell."""
+
+    def __init__(self) -> None:
+        self.deployed: set[str] = set()
+        self.versions: dict[tuple[str, int], str] = {}
+        """The trunk of each version in the bucket."""
+        self.answers_first: list[Response] = []
+        """Given to the next requests, in order, before anything else is looked at."""
+        self.delay_s = 0.0
+        self.requests: Counter[str] = Counter()
+        self.in_progress = 0
+        self.most_in_progress = 0
+
+    async def __call__(self, request: Request) -> Response:
+        if request.url.path == "/-/healthz":
+            return PlainTextResponse("success")
+        self.requests[request.url.path] += 1
+        self.in_progress += 1
+        self.most_in_progress = max(self.most_in_progress, self.in_progress)
+        try:
+            body = await request.body()
+            await asyncio.sleep(self.delay_s)
+            return self.answers_first.pop(0) if self.answers_first else self._answer(request, body)
+        finally:
+            self.in_progress -= 1
+
+    def _answer(self, request: Request, body: bytes) -> Response:
+        _, trunks, trunk_id, call = request.url.path.split("/")
+        assert (trunks, call, request.method) == ("trunks", "predict", "POST")
+        if trunk_id not in self.deployed:
+            return PlainTextResponse(f"Path '{request.url.path}' not found.", 404)
+        model, version = request.query_params["model"], int(request.query_params["version"])
+        if self.versions.get((model, version)) != trunk_id:
+            return JSONResponse({"code": "not_found", "message": f"model {model!r} has no version {version}"}, 404)
+        if body == REJECTED:
+            return JSONResponse(
+                {
+                    "code": "image_rejected",
+                    "message": "the file is not an image",
+                    "details": {"reason": "not_an_image"},
+                },
+                422,
+            )
+        ranked = [
+            {"label": f"{body.decode()} by {model} v{version}", "probability": 0.75, "index": 1},
+            {"label": "other", "probability": 0.25, "index": 0},
+        ]
+        return JSONResponse({"predictions": ranked[: int(request.query_params["top_k"])]})
+
+
+def proxy_busy() -> Response:
+    """Serve's answer when `max_queued_requests` is exceeded."""
+    return PlainTextResponse("Request dropped due to backpressure", 503, {"retry-after": "2"})
+
+
+def no_replica() -> Response:
+    """Serve's answer while a deployment has no replica."""
+    return PlainTextResponse("Deployment is unavailable", 503)
+
+
+def replica_died() -> Response:
+    """Serve's answer when the replica dies with the request."""
+    return PlainTextResponse("Internal Server Error", 500)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def running(fake: FakeServe, port: int) -> Generator[str, None, None]:
+    """The fake on 127.0.0.1:`port` in a thread; gives its URL."""
+
+    async def app(scope: dict, receive: object, send: object) -> None:
+        assert scope["type"] == "http"
+        response = await fake(Request(scope, receive))
+        await response(scope, receive, send)
+
+    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, lifespan="off", log_config=None, access_log=False))
+    listening = threading.Event()
+    serve = server.startup
+
+    async def startup(sockets: list[socket.socket] | None = None) -> None:
+        await serve(sockets)
+        listening.set()
+
+    server.startup = startup
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    assert listening.wait(10), "the fake server did not start"
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(10)

@@ -1,0 +1,228 @@
+"""What a replica answers, with an engine whose features are easy to work out and models in a local bucket."""
+
+import asyncio
+import io
+import threading
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.requests import Request
+
+from ray_cluster.serve.service import STUCK_AFTER_S, TrunkService
+from ray_cluster.vision.tails import Tail
+from services.contracts import names
+from services.contracts.errors import InternalError
+from services.contracts.serving import ReplicaError, ReplicaPrediction
+from services.runtime.objects import ObjectStore, open_store
+from tests.servers.published import made_up_trunk, publish, random_tail
+
+FEATURES = 3
+TRUNK = made_up_trunk(FEATURES)
+COLOURS = ["red", "green", "blue"]
+BY_COLOUR = Tail(np.eye(3, dtype=np.float32) / 8, np.zeros(3, np.float32))
+
+
+class MeanColour:
+    """An engine: each image's mean red, green and blue. Can be held to let a queue build up."""
+
+    name = "mean"
+    version = "1"
+    feature_dim = FEATURES
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.started = threading.Event()
+        self.open = threading.Event()
+        self.open.set()
+
+    def features(self, images_BHWC: np.ndarray) -> np.ndarray:
+        self.batches.append(len(images_BHWC))
+        self.started.set()
+        assert self.open.wait(10)
+        return images_BHWC.mean(axis=(1, 2)).astype(np.float32)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ObjectStore:
+    store = open_store(tmp_path.as_uri())
+    publish(store, TRUNK, "colours", 1, BY_COLOUR, COLOURS)
+    publish(store, TRUNK, "colours", 2, BY_COLOUR, ["rot", "grün", "blau"])
+    publish(store, made_up_trunk(FEATURES, trunk_id="b" * 64), "elsewhere", 1, BY_COLOUR, COLOURS)
+    return store
+
+
+@pytest.fixture
+def engine() -> MeanColour:
+    return MeanColour()
+
+
+@pytest.fixture
+def service(store: ObjectStore, engine: MeanColour) -> TrunkService:
+    return TrunkService(store, TRUNK, [engine], tail_cache_bytes=1_000_000, max_waiting=4)
+
+
+@pytest.fixture
+async def client(service: TrunkService) -> AsyncIterator[httpx2.AsyncClient]:
+    async def app(scope: dict, receive: object, send: object) -> None:
+        response = await service.handle(Request(scope, receive))
+        await response(scope, receive, send)
+
+    transport = httpx2.ASGITransport(app=app)
+    async with httpx2.AsyncClient(transport=transport, base_url=f"http://replica/trunks/{TRUNK.trunk_id}") as client:
+        yield client
+
+
+def picture(colour: tuple[int, int, int]) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+async def ask(client: httpx2.AsyncClient, image: bytes, **query: object) -> httpx2.Response:
+    return await client.post("/predict", params={"model": "colours", "version": 1} | query, content=image)
+
+
+def best(response: httpx2.Response) -> str:
+    assert response.status_code == 200, response.text
+    return ReplicaPrediction.model_validate_json(response.content).predictions[0].label
+
+
+async def test_labels_come_most_probable_first_with_their_index(client: httpx2.AsyncClient) -> None:
+    response = await ask(client, picture((10, 200, 100)), top_k=2)
+    predictions = ReplicaPrediction.model_validate_json(response.content).predictions
+    expected = BY_COLOUR.probabilities(np.array([[10, 200, 100]], np.float32))[0]
+    assert [(p.label, p.index) for p in predictions] == [("green", 1), ("blue", 2)]
+    assert [p.probability for p in predictions] == pytest.approx([expected[1], expected[2]], abs=1e-7)
+
+
+async def test_more_labels_than_there_are_is_all_of_them(client: httpx2.AsyncClient) -> None:
+    response = await ask(client, picture((1, 2, 3)), top_k=1000)
+    assert len(response.json()["predictions"]) == 3
+
+
+async def test_images_for_different_models_share_a_batch_and_keep_their_own_answers(
+    client: httpx2.AsyncClient, engine: MeanColour
+) -> None:
+    await ask(client, picture((0, 0, 0)), version=2)  # both tails are in memory
+    engine.started.clear()
+    engine.open.clear()
+    first = asyncio.create_task(ask(client, picture((255, 0, 0))))
+    assert await asyncio.to_thread(engine.started.wait, 10)
+    colours = [(0, 255, 0), (0, 0, 255), (255, 0, 0)]
+    rest = [asyncio.create_task(ask(client, picture(colour), version=2)) for colour in colours[:2]]
+    rest += [asyncio.create_task(ask(client, picture(colours[2])))]
+    await asyncio.wait(rest, timeout=0.2)
+    engine.open.set()
+    assert [best(await task) for task in (first, *rest)] == ["red", "grün", "blau", "red"]
+    assert engine.batches[-1] == 3
+
+
+async def test_a_bad_image_fails_alone(client: httpx2.AsyncClient, engine: MeanColour) -> None:
+    await ask(client, picture((0, 0, 0)))
+    engine.started.clear()
+    engine.open.clear()
+    first = asyncio.create_task(ask(client, picture((255, 0, 0))))
+    assert await asyncio.to_thread(engine.started.wait, 10)
+    bad, good = asyncio.create_task(ask(client, b"no image")), asyncio.create_task(ask(client, picture((0, 255, 0))))
+    await asyncio.wait([bad, good], timeout=0.2)
+    engine.open.set()
+    assert [best(await task) for task in (first, good)] == ["red", "green"]
+    refused = await bad
+    assert refused.status_code == 422
+    error = ReplicaError.model_validate_json(refused.content)
+    assert (error.code, error.details["reason"]) == ("image_rejected", "not_an_image")
+
+
+async def test_an_empty_body_is_a_rejected_image(client: httpx2.AsyncClient) -> None:
+    response = await ask(client, b"")
+    assert (response.status_code, response.json()["details"]["reason"]) == (422, "zero_bytes")
+
+
+async def test_a_full_queue_is_a_503_with_retry_after(client: httpx2.AsyncClient, engine: MeanColour) -> None:
+    await ask(client, picture((0, 0, 0)))
+    engine.started.clear()
+    engine.open.clear()
+    first = asyncio.create_task(ask(client, picture((255, 0, 0))))
+    assert await asyncio.to_thread(engine.started.wait, 10)
+    waiting = [asyncio.create_task(ask(client, picture((255, 0, 0)))) for _ in range(4)]
+    await asyncio.wait(waiting, timeout=0.2)
+    refused = await ask(client, picture((255, 0, 0)))
+    assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
+    assert int(refused.headers["retry-after"]) > 0
+    engine.open.set()
+    assert [best(await task) for task in (first, *waiting)] == ["red"] * 5
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "code", "named"),
+    [
+        ({"version": 9}, 404, "not_found", "no version 9"),
+        ({"model": "roses"}, 404, "not_found", "'roses'"),
+        ({"model": "elsewhere"}, 409, "conflict", "b" * 64),
+        ({"model": "../secrets"}, 422, "invalid_request", "model"),
+        ({"version": "x"}, 422, "invalid_request", "version"),
+        ({"top_k": 0}, 422, "invalid_request", "top_k"),
+    ],
+)
+async def test_what_cannot_be_answered(
+    client: httpx2.AsyncClient, query: dict, status: int, code: str, named: str
+) -> None:
+    response = await ask(client, picture((1, 2, 3)), **query)
+    assert (response.status_code, response.json()["code"]) == (status, code)
+    assert named in response.json()["message"]
+
+
+async def test_another_call_is_not_found(client: httpx2.AsyncClient) -> None:
+    assert (await client.get("/predict")).status_code == 404
+    assert (await client.post("/train")).status_code == 404
+
+
+async def test_a_version_published_later_is_found(client: httpx2.AsyncClient, store: ObjectStore) -> None:
+    assert (await ask(client, picture((255, 0, 0)), version=3)).status_code == 404
+    publish(store, TRUNK, "colours", 3, BY_COLOUR, ["rouge", "vert", "bleu"])
+    assert best(await ask(client, picture((255, 0, 0)), version=3)) == "rouge"
+
+
+async def test_a_damaged_tail_is_never_used(client: httpx2.AsyncClient, store: ObjectStore) -> None:
+    manifest = publish(store, TRUNK, "damaged", 1, BY_COLOUR, COLOURS)
+    store.put(manifest.tail.key, random_tail(FEATURES, 3, seed=1).to_bytes())
+    response = await ask(client, picture((255, 0, 0)), model="damaged")
+    assert (response.status_code, response.json()["code"]) == (500, "corrupt_object")
+
+
+@pytest.mark.parametrize("tail", [random_tail(FEATURES + 1, 3, seed=1), random_tail(FEATURES, 4, seed=1)])
+async def test_a_tail_that_does_not_fit_is_never_used(
+    client: httpx2.AsyncClient, store: ObjectStore, tail: Tail
+) -> None:
+    publish(store, TRUNK, "misfit", 1, tail, COLOURS)
+    response = await ask(client, picture((255, 0, 0)), model="misfit")
+    assert (response.status_code, response.json()["code"]) == (500, "corrupt_object")
+
+
+async def test_a_manifest_that_cannot_be_read(client: httpx2.AsyncClient, store: ObjectStore) -> None:
+    store.put(names.model_manifest("broken", 1), b"{}")
+    response = await ask(client, picture((255, 0, 0)), model="broken")
+    assert (response.status_code, response.json()["code"]) == (500, "corrupt_object")
+
+
+async def test_a_hanging_engine_is_unhealthy(
+    client: httpx2.AsyncClient, engine: MeanColour, service: TrunkService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.check_health()
+    engine.open.clear()
+    task = asyncio.create_task(ask(client, picture((255, 0, 0))))
+    assert await asyncio.to_thread(engine.started.wait, 10)
+    service.check_health()
+    now = time.monotonic()
+    monkeypatch.setattr("ray_cluster.serve.batching.time.monotonic", lambda: now + STUCK_AFTER_S + 1)
+    with pytest.raises(InternalError):
+        service.check_health()
+    monkeypatch.undo()
+    engine.open.set()
+    assert best(await task) == "red"
+    service.check_health()
