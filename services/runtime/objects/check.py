@@ -3,6 +3,7 @@
 import secrets
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from threading import Barrier
 
 from services.contracts import names
 from services.contracts.errors import CallerError, RekindleError
@@ -10,6 +11,7 @@ from services.runtime.objects.protocol import ObjectInfo, ObjectStore
 
 _RACES = 3
 _RACERS = 8
+_START_TIMEOUT_S = 30
 _STALE_ETAG = "0" * 32
 
 
@@ -44,7 +46,10 @@ def _check_conditions(store: ObjectStore, key: str) -> None:
 
 
 def _check_race(store: ObjectStore, key: str) -> None:
+    start = Barrier(_RACERS)
+
     def write(racer: int) -> ObjectInfo | None:
+        start.wait(_START_TIMEOUT_S)
         return store.put(key, b"%d" % racer, if_absent=True)
 
     with ThreadPoolExecutor(_RACERS) as pool:

@@ -215,7 +215,11 @@ class LocalStore:
     def _delete(self, key: str) -> None:
         keys.check_readable_key(key)
         target = self._root / key
-        if not _can_exist(key) or not is_inside(target.parent, self._root) or not os.path.lexists(target):
+        if (
+            not _can_exist(key)
+            or not is_inside(target.parent, self._root)
+            or not (target.is_symlink() or target.is_file())
+        ):
             return
         try:
             for folder in durable.make_folders(self._own):

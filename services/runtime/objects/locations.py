@@ -34,8 +34,13 @@ def open_object(uri: str) -> tuple[ObjectStore, str]:
 
     Raises `CallerError` as `open_store` does, and where the URI names no object.
     """
-    folder, _, name = uri.rpartition("/")
-    if not name or folder.endswith(":/") or folder == "s3:/":
+    scheme, rest = _split(uri)
+    if scheme == "file":
+        path = _local_path(uri, rest)
+        folder, name = path.parent.as_uri(), path.name
+    else:
+        folder, _, name = uri.rpartition("/")
+    if not name or uri.endswith("/") or folder == "s3:/":
         raise CallerError(f"{uri!r} names no object: it must end in an object's name")
     return open_store(folder), name
 

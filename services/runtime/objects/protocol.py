@@ -1,9 +1,11 @@
 """The object store: the whole storage surface that the rest of Rekindle sees.
 
 A store is rooted at a URI (`s3://bucket/prefix` or `file:///folder`); keys are relative to it, use `/`, and never
-start with one. All calls block: on an event loop, run them in a thread. Transient faults are retried inside with
-backoff; what remains is raised as `ObjectStoreUnavailable` (try later), `SourceUnreadable` (no such bucket, or the
-credentials do not open it) or `NotFound`.
+start with one. Written keys have no empty, `.` or `..` segment and no control characters, and at most 1,024 bytes in
+UTF-8; a local store also allows at most 255 per segment, and no key may be another one's folder. `CallerError` says
+so. All calls block: on an event loop, run them in a thread. Transient faults are retried inside with
+backoff; what remains is raised as `ObjectStoreUnavailable` (try later), `SourceUnreadable` (no such bucket or folder,
+or the credentials or permissions do not open it) or `NotFound`. Stores can be pickled.
 """
 
 from collections.abc import Iterable, Iterator
@@ -75,15 +77,26 @@ class ObjectStore(Protocol):
         ...
 
     def put_stream(self, key: str, stream: BinaryIO, size_bytes: int | None = None) -> ObjectInfo:
-        """Writes a stream whole or not at all, in bounded memory. A failing stream leaves no object."""
+        """Writes a stream whole or not at all, in bounded memory. A failing stream leaves no object.
+
+        The stream's own errors pass through. Raises `CallerError` when the stream is not `size_bytes` long.
+        """
         ...
 
     def list(self, prefix: str, *, start_after: str | None = None) -> Iterator[ObjectInfo]:
-        """All objects below the prefix, in key order, lazily; with `start_after`, those with greater keys."""
+        """All objects whose keys start with the prefix, in the order of their UTF-8, lazily.
+
+        With `start_after`, a whole key like the results' (not relative to the prefix), those with greater keys. The
+        first step of the iteration may raise.
+        """
         ...
 
     def list_folder(self, prefix: str, *, max_objects: int | None = None) -> Folder:
-        """One level below the prefix (which ends in `/` or is empty). Stops after `max_objects` objects."""
+        """One level below the prefix (which ends in `/` or is empty). Stops after `max_objects` objects.
+
+        A folder may be empty: a local one without files, or one that the AWS console made. When it stops early,
+        folders that come later may be missing.
+        """
         ...
 
     def delete(self, keys: Iterable[str]) -> None:
