@@ -29,9 +29,11 @@ MAX_PIXELS = 178_956_970
 """Twice Pillow's default warning level, which is where Pillow itself refuses to open an image."""
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 
-# Pillow warns from half of MAX_PIXELS on. We decide by the size in the header, before anything is allocated; the
-# warning would only be noise on every large photograph. Set once here: filters are global and not thread-safe.
+# Pillow warns from half of MAX_PIXELS on, and of odd metadata. We decide by the size in the header, before anything is
+# allocated, and by whether the pixels decode: the warnings would only be noise. Set once here, since warning filters
+# are global and not thread-safe.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _DECODER_ERRORS = (
     OSError,
