@@ -3,7 +3,7 @@
 import base64
 import binascii
 import json
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import Query
@@ -31,10 +31,10 @@ def decode(cursor: str) -> tuple[datetime, str]:
         value: object = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
         match value:
             case [str(at), str(key)] if (parsed := datetime.fromisoformat(at)).tzinfo is not None and _is_text(key):
-                return parsed, key
+                return parsed.astimezone(UTC), key
             case _:
                 pass
-    except (binascii.Error, UnicodeDecodeError, ValueError, RecursionError):
+    except (binascii.Error, UnicodeDecodeError, ValueError, OverflowError, RecursionError):
         pass
     raise CallerError(f"{cursor[:80]!r} is no cursor of this server: use `next_cursor` of the page before, unchanged")
 

@@ -209,9 +209,10 @@ def _zip_members(archive: BinaryIO, limits: ArchiveLimits) -> Iterator[Member]:
 
 
 def _tar_members(archive: BinaryIO, limits: ArchiveLimits) -> Iterator[Member]:
+    budget = _Budget(archive, limits)  # first: it moves the file's position
     with (
         _decompressed(archive) as plain,
-        tarfile.open(fileobj=_Expanding(plain, _Budget(archive, limits)), mode="r:") as opened,
+        tarfile.open(fileobj=(whole := _Expanding(plain, budget)), mode="r:") as opened,
     ):
         for count, info in enumerate(opened):
             if count >= limits.max_entries:
@@ -222,6 +223,9 @@ def _tar_members(archive: BinaryIO, limits: ArchiveLimits) -> Iterator[Member]:
             if not info.isreg():
                 raise CallerError(f"the archive has a link or device, {info.name[:200]!r}: pack the files themselves")
             yield Member(_plain(info.name), lambda info=info: _extracted(opened, info))
+        # A compressed archive has its checksum behind its last byte.
+        while whole.read(COPY_BYTES):
+            pass
 
 
 def _is_tar(archive: BinaryIO) -> bool:

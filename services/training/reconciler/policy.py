@@ -17,6 +17,8 @@ DEATHS_BEFORE_COUNTING = 5
 """From this death in a row without progress on, a driver that dies without a word counts as an unknown failure: it may
 be out of memory every time, and would crash for ever."""
 
+MAX_MESSAGE_CHARACTERS = 500
+
 NOT_STARTED_ERRORS = frozenset(
     {
         "JOB_SUPERVISOR_ACTOR_START_TIMEOUT",
@@ -189,8 +191,8 @@ def _decide_running(job: JobView, seen: Observation, now: datetime, backoff: Bac
         case RayStatus.PENDING:
             if seen.waited < PENDING_GRACE:
                 return Wait(job.state, f"Attempt {job.attempt} is starting.")
-            said = f" Ray says: {seen.message}" if seen.message else ""
-            return Wait(JobState.WAITING_FOR_CAPACITY, f"No machine has started attempt {job.attempt} yet.{said}")
+            reason = f"No machine has started attempt {job.attempt} yet.{_said(seen.message)}"
+            return Wait(JobState.WAITING_FOR_CAPACITY, reason)
         case RayStatus.RUNNING:
             waiting = job.state in (JobState.QUEUED, JobState.WAITING_FOR_CAPACITY)
             return Wait(JobState.PREPARING if waiting else job.state, f"Attempt {job.attempt} is running.")
@@ -206,13 +208,13 @@ def _decide_running(job: JobView, seen: Observation, now: datetime, backoff: Bac
             return _after_failure(job, _unexplained("The attempt ended without leaving a result."), now, backoff)
         case RayStatus.FAILED:
             if seen.error_type in NOT_STARTED_ERRORS:
-                failure = _infrastructure("attempt_not_started", f"Ray could not run the attempt: {seen.message}")
+                failure = _infrastructure("attempt_not_started", f"Ray could not run the attempt.{_said(seen.message)}")
                 return _after_failure(job, failure, now, backoff)
             return _after_death(job, seen, now, backoff)
 
 
 def _after_death(job: JobView, seen: Observation, now: datetime, backoff: Backoff) -> Action:
-    said = f" Ray says: {seen.message}" if seen.message else ""
+    said = _said(seen.message)
     deaths = job.deaths + 1
     if deaths < DEATHS_BEFORE_COUNTING:
         failure = _infrastructure("attempt_died", f"The attempt's process died without a word.{said}")
@@ -249,6 +251,12 @@ def _after_failure(
         infrastructure_failures=infrastructure,
         deaths=deaths,
     )
+
+
+def _said(message: str) -> str:
+    """Ray's own words, without the log that it appends to them."""
+    first = message.strip().partition("\n")[0]
+    return f" Ray says: {first[:MAX_MESSAGE_CHARACTERS]}" if first else ""
 
 
 def _words(wait: timedelta) -> str:
