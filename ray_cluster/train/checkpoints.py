@@ -69,7 +69,7 @@ def commit(store: ObjectStore, job_id: JobId, attempt: int, snapshot: Snapshot, 
 
     Raises `Fenced` when the attempt was given up, and then nothing was committed; `RetryLater`.
     """
-    data = save({name: np.ascontiguousarray(tensor) for name, tensor in snapshot.tensors.items()})
+    data = save({name: np.asarray(tensor, order="C") for name, tensor in snapshot.tensors.items()})
     key = f"{names.checkpoint_prefix(job_id, attempt, snapshot.step)}{_STATE}.safetensors"
     store.put(key, data)
     manifest = CheckpointManifest(

@@ -17,7 +17,7 @@ from services.runtime.objects import open_store
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-Submit = Callable[[Item], "ray.ObjectRef[Result]"]
+Submit = Callable[[Item], ray.ObjectRef[Result]]
 """Starts a task for an item."""
 
 _ALWAYS_RETRY = -1

@@ -39,7 +39,7 @@ def ray_local() -> Iterator[LocalRay]:
     """A Ray head with 8 logical CPUs of its own, gone at the end with everything that it started."""
     # A Unix socket's path has at most 107 bytes, and Ray's lie deep: pytest's own folders are too long.
     temp_dir = Path(tempfile.mkdtemp(prefix="rk-", dir="/tmp"))
-    gcs, dashboard, agent, metrics, runtime_env = _free_ports(5)
+    gcs, dashboard, agent, metrics, runtime_env, client = _free_ports(6)
     env = _environment()
     command = [
         Path(sys.executable).with_name("ray").as_posix(),
@@ -48,7 +48,7 @@ def ray_local() -> Iterator[LocalRay]:
         *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
         *(f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"),
         f"--runtime-env-agent-port={runtime_env}",
-        *("--ray-client-server-port=0", "--min-worker-port=0", "--max-worker-port=0"),
+        *(f"--ray-client-server-port={client}", "--min-worker-port=0", "--max-worker-port=0"),
     ]
     log_path = temp_dir / "ray-start.log"
     with log_path.open("wb") as log:

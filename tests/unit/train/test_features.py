@@ -1,0 +1,107 @@
+"""The feature cache: every row once, found again, and never believed when broken."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_cluster.train import features
+from ray_cluster.train.features import FeatureIndex, FeatureKey
+from services.contracts import names
+from services.contracts.datasets import ImageRecord, Split
+from services.contracts.ids import TrunkId
+from services.runtime.objects import ObjectStore, open_store
+
+TRUNK = TrunkId("f" * 64)
+DIM = 5
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ObjectStore:
+    (tmp_path / "bucket").mkdir()
+    return open_store((tmp_path / "bucket").as_uri())
+
+
+def key(index: int, view: int = 0) -> FeatureKey:
+    return FeatureKey(hashlib.sha256(str(index).encode()).hexdigest(), view)
+
+
+def row(wanted: FeatureKey) -> np.ndarray:
+    return np.random.default_rng([int(wanted.sha256[:8], 16), wanted.view]).random(DIM, np.float32)
+
+
+def put_shard(store: ObjectStore, keys: Sequence[FeatureKey]) -> str:
+    name = names.feature_shard(TRUNK, features.shard_sha256(keys))
+    store.put(name, features.encode_shard(keys, np.stack([row(each) for each in keys])))
+    return name
+
+
+def image(index: int) -> ImageRecord:
+    return ImageRecord(
+        path=f"a/{index:05}.png",
+        sha256=key(index).sha256,
+        size_bytes=1,
+        width=1,
+        height=1,
+        label="a",
+        split=Split.TRAIN,
+    )
+
+
+def test_rows_come_back_in_the_order_asked_for(store: ObjectStore) -> None:
+    put_shard(store, [key(1), key(1, 1), key(2)])
+    put_shard(store, [key(3), key(3, 1)])
+    index = FeatureIndex.load(store, TRUNK)
+    wanted = [key(3, 1), key(1), key(2), key(1, 1), key(1)]
+    assert np.array_equal(index.read(store, wanted, DIM), np.stack([row(each) for each in wanted]))
+    assert index.missing([key(2), key(2, 1), key(9)]) == [key(2, 1), key(9)]
+
+
+def test_no_shards_no_rows(store: ObjectStore) -> None:
+    assert len(FeatureIndex.load(store, TRUNK)) == 0
+
+
+def test_another_trunks_features_are_not_mixed_in(store: ObjectStore) -> None:
+    put_shard(store, [key(1)])
+    assert len(FeatureIndex.load(store, TrunkId("e" * 64))) == 0
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-3], lambda data: data[:20], lambda data: b"", lambda data: b"x" * 500]
+)
+def test_a_broken_shard_counts_as_missing(store: ObjectStore, damage: object) -> None:
+    assert callable(damage)
+    whole, broken = put_shard(store, [key(1)]), put_shard(store, [key(2)])
+    assert whole != broken
+    store.put(broken, damage(store.get(broken)))
+    assert FeatureIndex.load(store, TRUNK).missing([key(1), key(2)]) == [key(2)]
+
+
+def test_a_shard_with_a_long_header_is_read(store: ObjectStore) -> None:
+    from safetensors.numpy import load, save
+
+    name = put_shard(store, [key(1), key(2)])
+    store.put(name, save(load(store.get(name)), {"note": "n" * 5000}))
+    assert FeatureIndex.load(store, TRUNK).missing([key(1), key(2)]) == []
+
+
+@given(count=st.integers(0, 700), views=st.sampled_from([(0,), (0, 1)]), cached=st.sets(st.integers(0, 700)))
+def test_the_plan_has_every_missing_row_once(count: int, views: tuple[int, ...], cached: set[int]) -> None:
+    index = FeatureIndex({key(each): features._Row("shard", 0) for each in cached})
+    works = features.plan(index, [(image(each), views) for each in range(count)])
+    planned = [(record.path, view) for work in works for record, todo in work.images for view in todo]
+    assert planned == [
+        (image(each).path, view) for each in range(count) for view in views if view != 0 or each not in cached
+    ]
+    assert all(sum(len(todo) for _, todo in work.images) <= features.SHARD_ROWS for work in works)
+    assert len(works) <= len(planned) // (features.SHARD_ROWS - 1) + 1
+
+
+def test_a_shards_name_does_not_depend_on_the_order_of_its_rows() -> None:
+    keys = [key(1), key(2, 1), key(2)]
+    assert features.shard_sha256(keys) == features.shard_sha256(keys[::-1])
+    assert features.shard_sha256(keys) != features.shard_sha256(keys[:2])

@@ -1,0 +1,146 @@
+"""The fit goes on after any epoch as if nothing had happened, and ends with the weights it promises."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_cluster.train import checkpoints, fit_loop, fit_state
+from ray_cluster.train.checkpoints import Snapshot
+from ray_cluster.train.fit_loop import FitSettings, FitState, Phase, Quality
+from ray_cluster.train.lbfgs import Objective, Vector
+from services.contracts.ids import JobId
+from services.contracts.models import Fingerprint
+from services.runtime.objects import open_store
+
+DIM, CLASSES = 6, 3
+
+
+class NumpyProblem:
+    """A small softmax regression; validation data come from another distribution, so they turn before training does."""
+
+    parameter_count = DIM * CLASSES
+
+    def __init__(self, seed: int, *, validates: bool = True) -> None:
+        rng = np.random.default_rng(seed)
+        self.x = rng.standard_normal((40, DIM))
+        self.y = rng.integers(0, CLASSES, 40)
+        self.v = rng.standard_normal((20, DIM)) if validates else None
+        self.v_y = rng.integers(0, CLASSES, 20)
+
+    def _rows(self, phase: Phase) -> tuple[np.ndarray, np.ndarray]:
+        if phase is Phase.FINAL:
+            assert self.v is not None
+            return np.concatenate([self.x, self.v]), np.concatenate([self.y, self.v_y])
+        return self.x, self.y
+
+    def objective(self, phase: Phase) -> Objective:
+        x, y = self._rows(phase)
+        targets = np.eye(CLASSES)[y]
+
+        def evaluate(params_P: Vector) -> tuple[float, Vector]:
+            log_p = self._log_p(x, params_P)
+            loss = -(targets * log_p).sum() / len(x) + 0.005 * (params_P**2).sum()
+            gradient = x.T @ (np.exp(log_p) - targets) / len(x) + 0.01 * params_P.reshape(DIM, CLASSES)
+            return float(loss), gradient.ravel()
+
+        return evaluate
+
+    def training_quality(self, phase: Phase, params_P: Vector) -> Quality:
+        return self._quality(*self._rows(phase), params_P)
+
+    def validation_quality(self, params_P: Vector) -> Quality | None:
+        return None if self.v is None else self._quality(self.v, self.v_y, params_P)
+
+    def _log_p(self, x: np.ndarray, params_P: Vector) -> np.ndarray:
+        z = x @ params_P.reshape(DIM, CLASSES)
+        z = z - z.max(axis=1, keepdims=True)
+        return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+
+    def _quality(self, x: np.ndarray, y: np.ndarray, params_P: Vector) -> Quality:
+        log_p = self._log_p(x, params_P)
+        return Quality(float(-log_p[np.arange(len(y)), y].mean()), float((log_p.argmax(axis=1) == y).mean()))
+
+
+def go(problem: NumpyProblem, wanted: FitSettings, state: FitState | None = None) -> list[FitState]:
+    states: list[FitState] = []
+    fit_loop.run(state or fit_loop.begin(problem), problem, wanted, states.append)
+    return states
+
+
+all_settings = st.builds(
+    FitSettings,
+    max_epochs=st.integers(1, 40),
+    tolerance=st.just(1e-9),
+    patience=st.none() | st.integers(1, 5),
+    refit=st.booleans(),
+)
+
+
+def through_a_checkpoint(state: FitState, folder: Path) -> FitState:
+    store, job = open_store(folder.as_uri()), JobId("job_1")
+    fingerprint = Fingerprint(device="cpu", trunk_engine="e", tensorflow="2", keras="3", threads=1)
+    checkpoints.commit(store, job, 1, fit_state.to_snapshot(state), fingerprint)
+    found = checkpoints.load_newest(store, job)
+    assert found is not None
+    return fit_state.from_checkpoint(found)
+
+
+@given(seed=st.integers(0, 1000), wanted=all_settings, where=st.floats(0, 1))
+@settings(max_examples=40, deadline=None)
+def test_a_fit_resumed_from_any_epoch_ends_with_the_same_bits(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, wanted: FitSettings, where: float
+) -> None:
+    problem = NumpyProblem(seed)
+    undisturbed = go(problem, wanted)
+    stopped = undisturbed[int(where * (len(undisturbed) - 1))]
+    restored = through_a_checkpoint(stopped, tmp_path_factory.mktemp("bucket"))
+    resumed = go(problem, wanted, restored)[-1] if restored.phase is not Phase.DONE else restored
+    assert resumed.result().tobytes() == undisturbed[-1].result().tobytes()
+    assert resumed.history == undisturbed[-1].history
+
+
+@given(seed=st.integers(0, 1000), wanted=all_settings)
+@settings(max_examples=40, deadline=None)
+def test_epochs_are_numbered_without_gaps_and_bounded(seed: int, wanted: FitSettings) -> None:
+    history = go(NumpyProblem(seed), wanted)[-1].history
+    assert [metrics.epoch for metrics in history] == list(range(1, len(history) + 1))
+    assert len(history) <= history[0].epochs == wanted.max_epochs * (2 if wanted.refit else 1)
+
+
+def test_early_stopping_keeps_the_epoch_of_the_lowest_validation_loss() -> None:
+    problem = NumpyProblem(3)
+    states = go(problem, FitSettings(200, 1e-12, patience=3, refit=False))
+    losses = [metrics.validation_loss for metrics in states[-1].history]
+    assert None not in losses
+    best = int(np.argmin([loss for loss in losses if loss is not None]))
+    assert best < len(losses) - 1, "the fit went on past the best epoch"
+    assert states[-1].result().tobytes() == states[best].optimizer.params_P.tobytes()
+
+
+def test_without_early_stopping_the_fit_reaches_the_optimum() -> None:
+    problem = NumpyProblem(3)
+    result = go(problem, FitSettings(500, 1e-12, patience=None, refit=False))[-1].result()
+    assert np.linalg.norm(problem.objective(Phase.SELECT)(result)[1]) < 1e-4
+
+
+def test_refitting_learns_from_the_validation_images_too() -> None:
+    problem = NumpyProblem(3)
+    result = go(problem, FitSettings(500, 1e-12, patience=None, refit=True))[-1].result()
+    assert np.linalg.norm(problem.objective(Phase.FINAL)(result)[1]) < 1e-4
+
+
+def test_nothing_to_validate_on() -> None:
+    last = go(NumpyProblem(1, validates=False), FitSettings(30, 1e-9, patience=2, refit=False))[-1]
+    assert all(metrics.validation_loss is None for metrics in last.history)
+    assert last.result().tobytes() == last.optimizer.params_P.tobytes()
+
+
+def test_a_snapshot_does_not_change_with_the_loop() -> None:
+    problem = NumpyProblem(1)
+    state = fit_loop.begin(problem)
+    taken: Snapshot = fit_state.to_snapshot(state)
+    state.optimizer.params_P[:] = 7
+    assert not taken.tensors["optimizer.params_P"].any()
