@@ -56,7 +56,7 @@ class Predictor:
             for task in tasks:
                 task.cancel()
         failed = sum(isinstance(result, ImageFailed) for result in results)
-        log.info("predict.answered", model=served.model_name, version=served.version, images=len(images), failed=failed)
+        log.debug("predict.answered", model=served.model_name, version=served.version, images=len(images), failed=failed)
         return PredictResponse(model_name=served.model_name, version=served.version, results=results)
 
     async def _ask(self, served: ServedVersion, image: ImageInput, top_k: int, deadline: float) -> ImagePredicted:
