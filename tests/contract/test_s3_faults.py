@@ -58,7 +58,7 @@ def test_a_lasting_fault_is_given_up(faulty: FaultyS3, s3_bucket: str) -> None:
     ):
         with pytest.raises(ObjectStoreUnavailable, match=r"503 ServiceUnavailable|503"):
             use()
-    assert len(faulty.requests) > 8  # each of the four was tried again
+    assert len(faulty.requests) >= 8  # each of the four was tried again
 
 
 def test_no_server_at_all_is_unavailable(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
