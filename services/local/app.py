@@ -1,9 +1,7 @@
 """Both gateways as one web application on one base URL: `python -m services.local.app`."""
 
-import socket
 from importlib.metadata import version
 
-import uvicorn
 from fastapi import FastAPI
 
 from services.inference.main import build_parts as build_inference
@@ -12,6 +10,7 @@ from services.runtime.database import Database
 from services.runtime.gateway import GatewayParts, join
 from services.runtime.logging import configure_logging
 from services.runtime.objects import open_store
+from services.runtime.server import serve
 from services.runtime.settings import Settings
 from services.training.main import build_parts as build_training
 
@@ -52,27 +51,13 @@ def main() -> None:
     settings = Settings()
     configure_logging(settings)
     app, parts = build_app_and_parts(settings)
-    config = uvicorn.Config(
+    serve(
         app,
         host=settings.host,
         port=settings.port,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S,
+        end_streams=parts.end_streams,
+        graceful_shutdown_s=GRACEFUL_SHUTDOWN_S,
     )
-    _Server(config, parts).run()
-
-
-class _Server(uvicorn.Server):
-    """Ends the streams of events when it is told to stop, so that it need not wait for jobs to end."""
-
-    def __init__(self, config: uvicorn.Config, parts: GatewayParts) -> None:
-        super().__init__(config)
-        self._parts = parts
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._parts.end_streams()
-        await super().shutdown(sockets)
 
 
 if __name__ == "__main__":

@@ -143,10 +143,12 @@ def _operations_router(checks: Mapping[str, ReadinessCheck], dependencies: Mappi
 
     @router.get("/healthz", summary="Whether the process runs")
     async def get_health() -> Health:
+        """Answers as long as the process does, whatever else is down."""
         return Health()
 
     @router.get("/readyz", summary="Whether requests can be answered", responses=problem_responses(RetryLater))
     async def get_readiness() -> Readiness:
+        """Asks everything that requests need, and names what does not answer."""
         failed, unavailable = await asyncio.gather(_failures(checks), _failures(dependencies))
         if failed:
             shown = "; ".join(f"{name}: {reason}" for name, reason in failed.items())

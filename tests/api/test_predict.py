@@ -439,7 +439,7 @@ async def test_the_document_describes_all_three_bodies(client: httpx2.AsyncClien
     operation = document["paths"]["/v1/models/{model_name}/predict"]["post"]
     assert operation["operationId"] == "predict"
     content = operation["requestBody"]["content"]
-    assert set(content) == {"multipart/form-data", "application/json", "image/*", "application/octet-stream"}
-    assert all("examples" in content[kind] for kind in ("multipart/form-data", "application/json", "image/*"))
+    assert set(content) == {"multipart/form-data", "application/json", "application/octet-stream"}
+    assert all("examples" in content[kind] for kind in content)
     refs = [part.split('"')[0] for part in json.dumps(operation).split('"$ref": "#/components/schemas/')[1:]]
     assert set(refs) <= set(document["components"]["schemas"])

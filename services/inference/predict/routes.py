@@ -68,7 +68,8 @@ _REQUEST_BODY: dict[str, Any] = {
                 }
             },
         },
-        "image/*": {
+        # Any image/* is taken as well; generators of clients do not know ranges of media types.
+        "application/octet-stream": {
             "schema": _FILE,
             "examples": {
                 "body": {
@@ -78,7 +79,6 @@ _REQUEST_BODY: dict[str, Any] = {
                 }
             },
         },
-        "application/octet-stream": {"schema": _FILE},
     },
 }
 

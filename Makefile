@@ -1,0 +1,61 @@
+# Needs Python 3.11, 3.12 or 3.13, make and git. Everything else is installed below this folder.
+
+UV_VERSION := 0.13.9
+UV ?= .uv/bin/uv
+BIN := .venv/bin
+SYNCED := .venv/.synced
+
+# The demo's input: make demo IMAGES=folder BACKBONE=mobilenet_v2 WEIGHTS=file
+IMAGES ?=
+BACKBONE ?=
+WEIGHTS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo run test lint format openapi clean
+
+help: ## Show this
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(SYNCED) ## Install everything into .venv, from the lock file
+
+demo: $(SYNCED) ## Train and serve a model, start to end (IMAGES=folder BACKBONE=name WEIGHTS=file for your own)
+	@$(BIN)/python -m services.local.demo --images "$(IMAGES)" --backbone "$(BACKBONE)" --weights "$(WEIGHTS)"
+
+run: $(SYNCED) ## Run everything on http://127.0.0.1:8080 until Ctrl-C, data in .rekindle
+	@$(BIN)/rekindle up
+
+test: $(SYNCED) ## Run all tests (ARGS="tests/unit -k name" for some)
+	$(BIN)/pytest $(ARGS)
+
+lint: $(SYNCED) ## Check style, types and the direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(SYNCED) ## Format the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+openapi: $(SYNCED) ## Write docs/openapi anew
+	$(BIN)/python -m services.local.openapi docs/openapi
+
+clean: ## Remove what setup and the tools made; .rekindle stays
+	rm -rf .venv .uv .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# --- the environment ---
+
+# The first interpreter that is new enough and can make virtual environments.
+FIND_PYTHON = for python in python3.13 python3.12 python3.11 python3 python; do \
+		"$$python" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+			>/dev/null 2>&1 && exec "$$python" -c 'import sys; print(sys.executable)'; \
+	done; \
+	echo "Rekindle needs Python 3.11, 3.12 or 3.13 with its venv module (on Debian: apt install python3-venv)." >&2; \
+	exit 1
+
+.uv/bin/uv:
+	@python=$$($(FIND_PYTHON)) && "$$python" -m venv .uv && .uv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+$(SYNCED): pyproject.toml uv.lock | $(UV)
+	@python=$$($(FIND_PYTHON)) && $(UV) sync --quiet --frozen --extra cluster --extra cpu --no-python-downloads --python "$$python"
+	@touch $@
