@@ -9,12 +9,14 @@ import structlog
 from fastapi import FastAPI
 
 from services.contracts import names
+from services.contracts.errors import CallerError, RetryLater
 from services.contracts.ids import JobId
-from services.runtime.app import create_app
+from services.runtime.app import StartRefused, create_app
 from services.runtime.database import Database
 from services.runtime.gateway import GatewayParts
 from services.runtime.logging import configure_logging
 from services.runtime.objects import ObjectStore, open_store
+from services.runtime.objects.check import self_test
 from services.runtime.server import serve
 from services.runtime.settings import Settings
 from services.training.context import Training
@@ -44,6 +46,7 @@ def build_parts(settings: Settings, database: Database, store: ObjectStore, ray:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         app.state.training = training
+        await asyncio.to_thread(_check_bucket, store)
         reconciling = asyncio.create_task(Reconciler(training).run(), name="reconciler")
         reconciling.add_done_callback(_report)
         try:
@@ -73,6 +76,19 @@ def build_parts(settings: Settings, database: Database, store: ObjectStore, ray:
         dependencies={"ray": cluster_answers},
         end_streams=end_streams,
     )
+
+
+def _check_bucket(store: ObjectStore) -> None:
+    """Refuses to start on a store that jobs cannot be trusted to; one that does not answer at the moment is no reason.
+
+    Raises `StartRefused`.
+    """
+    try:
+        self_test(store)
+    except CallerError as error:
+        raise StartRefused(error.message) from error
+    except RetryLater as error:
+        log.warning("bucket.unchecked", reason=error.message)
 
 
 def _report(task: asyncio.Task[None]) -> None:

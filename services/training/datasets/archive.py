@@ -172,6 +172,8 @@ def _members(archive: BinaryIO, limits: ArchiveLimits) -> Iterator[Member]:
         yield from _zip_members(archive, limits)
     elif _is_tar(archive):
         yield from _tar_members(archive, limits)
+    elif _starts_with(archive, b"PK"):
+        raise CallerError("the archive cannot be read: it is a zip without its end, send it again")
     else:
         raise UnsupportedMediaType("the body is neither a zip nor a tar archive (tar.gz, tar.bz2, tar.xz)")
 
@@ -226,6 +228,11 @@ def _tar_members(archive: BinaryIO, limits: ArchiveLimits) -> Iterator[Member]:
         # A compressed archive has its checksum behind its last byte.
         while whole.read(COPY_BYTES):
             pass
+
+
+def _starts_with(archive: BinaryIO, magic: bytes) -> bool:
+    archive.seek(0)
+    return archive.read(len(magic)) == magic
 
 
 def _is_tar(archive: BinaryIO) -> bool:

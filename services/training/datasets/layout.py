@@ -40,28 +40,31 @@ def name_splits(folders: list[str]) -> dict[str, Split] | None:
     return named if len(named) == len(folders) and Split.TRAIN in named.values() else None
 
 
-def read_layout(store: ObjectStore) -> DatasetLayout:
-    """The layout of the dataset that the store is rooted at. Blocks; two requests and one more per class folder.
+def read_layout(store: ObjectStore, root: str = "") -> DatasetLayout:
+    """The layout of the dataset below `root`, a prefix that is empty or ends in `/`.
+
+    Blocks; two requests and one more per class folder.
 
     Raises:
         SourceUnreadable: no such bucket, or the credentials do not open it.
         DatasetEmpty, DatasetTooFewClasses, ClassTooSmall: it could not be trained on.
     """
-    root = store.list_folder("", max_objects=FILES_PER_CLASS)
-    folders = [name for name in root.folders if not is_hidden(name)]
+    uri = f"{store.uri}/{root}"
+    top = store.list_folder(root, max_objects=FILES_PER_CLASS)
+    folders = [name for name in top.folders if not is_hidden(name)]
     if not folders:
-        lying = any(is_image(each.key) for each in root.objects)
+        lying = any(is_image(each.key) for each in top.objects)
         found = "images lie at the root, in no class folder" if lying else "no folders and no images are there"
-        raise DatasetEmpty(f"{store.uri}/: {found}; {_EXPECTED}", {"uri": store.uri})
+        raise DatasetEmpty(f"{uri}: {found}; {_EXPECTED}", {"uri": uri})
     splits = name_splits(folders)
-    class_folders = _class_folders(store, folders, splits)
+    class_folders = _class_folders(store, root, folders, splits)
     counts = _count(store, [prefix for prefix, _, _ in class_folders])
     images: dict[Split, dict[str, int]] = {}
     for (_, split, label), count in zip(class_folders, counts, strict=True):
         if count:
             of_split = images.setdefault(split, {})
             of_split[label] = of_split.get(label, 0) + count
-    _check(store.uri, images)
+    _check(uri, images)
     capped = any(count >= FILES_PER_CLASS for count in counts)
     return DatasetLayout(
         splits=[split for split in Split if split in images],
@@ -71,20 +74,20 @@ def read_layout(store: ObjectStore) -> DatasetLayout:
 
 
 def _class_folders(
-    store: ObjectStore, folders: list[str], splits: dict[str, Split] | None
+    store: ObjectStore, root: str, folders: list[str], splits: dict[str, Split] | None
 ) -> list[tuple[str, Split, str]]:
     """Prefix, split and label of every class folder."""
     if splits is None:
-        found = [(f"{folder}/", Split.TRAIN, unicodedata.normalize("NFC", folder)) for folder in folders]
+        found = [(f"{root}{folder}/", Split.TRAIN, unicodedata.normalize("NFC", folder)) for folder in folders]
     else:
         found = [
-            (f"{folder}/{name}/", split, unicodedata.normalize("NFC", name))
+            (f"{root}{folder}/{name}/", split, unicodedata.normalize("NFC", name))
             for folder, split in splits.items()
-            for name in store.list_folder(f"{folder}/", max_objects=FILES_PER_CLASS).folders
+            for name in store.list_folder(f"{root}{folder}/", max_objects=FILES_PER_CLASS).folders
             if not is_hidden(name)
         ]
     if len(found) > MAX_CLASSES:
-        raise CallerError(f"{store.uri}/ has {len(found)} class folders, more than {MAX_CLASSES}; {_EXPECTED}")
+        raise CallerError(f"{store.uri}/{root} has {len(found)} class folders, more than {MAX_CLASSES}; {_EXPECTED}")
     return found
 
 
@@ -106,11 +109,11 @@ def _count(store: ObjectStore, prefixes: list[str]) -> list[int]:
 def _check(uri: str, images: dict[Split, dict[str, int]]) -> None:
     train = images.get(Split.TRAIN, {})
     if not train:
-        raise DatasetEmpty(f"{uri}/ has folders, but no images to train on in them; {_EXPECTED}", {"uri": uri})
+        raise DatasetEmpty(f"{uri} has folders, but no images to train on in them; {_EXPECTED}", {"uri": uri})
     if len(train) < MIN_CLASSES:
         only = next(iter(train))
         raise DatasetTooFewClasses(
-            f"{uri}/ has one class only, {only!r}: a classifier needs {MIN_CLASSES} or more; {_EXPECTED}",
+            f"{uri} has one class only, {only!r}: a classifier needs {MIN_CLASSES} or more; {_EXPECTED}",
             {"classes": [*train]},
         )
     if Split.VALIDATION in images:
@@ -119,6 +122,6 @@ def _check(uri: str, images: dict[Split, dict[str, int]]) -> None:
     if small:
         shown = ", ".join(repr(label) for label in small[:5])
         raise ClassTooSmall(
-            f"{uri}/ has one image only of {shown}: a class needs one to train on and one to validate with",
+            f"{uri} has one image only of {shown}: a class needs one to train on and one to validate with",
             {"classes": [*small]},
         )

@@ -172,8 +172,7 @@ async def complete(training: Training, dataset_id: str) -> Dataset:
     dataset = await get(training, dataset_id)
     if dataset.state is DatasetState.READY:
         return dataset
-    uri = source_uri(training.store.uri, dataset)
-    layout = await asyncio.to_thread(lambda: read_layout(open_store(uri)))
+    layout = await asyncio.to_thread(read_layout, training.store, names.dataset_files(dataset.id))
     ready = dataset.model_copy(update={"state": DatasetState.READY, "layout": layout})
     await asyncio.to_thread(_record, training.store, ready)
     async with training.database.transaction() as session:

@@ -14,13 +14,15 @@ MAX_LIFE_S = 15 * 60
 BATCH = 200
 
 
-async def follow(training: Training, job_id: str, after: int) -> AsyncGenerator[JobEvent, None]:
+async def follow(
+    training: Training, job_id: str, after: int, max_life_s: float = MAX_LIFE_S
+) -> AsyncGenerator[JobEvent, None]:
     """The job's events with a greater `seq` than `after`, up to the one that ends the job.
 
-    Ends earlier when the server stops and after `MAX_LIFE_S`; go on then with the last `seq`. Holds no connection of
+    Ends earlier when the server stops and after `max_life_s`; go on then with the last `seq`. Holds no connection of
     the database while it waits.
     """
-    end_at_s = time.monotonic() + MAX_LIFE_S
+    end_at_s = time.monotonic() + max_life_s
     while not training.ending.is_set() and time.monotonic() < end_at_s:
         mark = training.changed.mark()
         async with training.database.session() as session:

@@ -19,7 +19,7 @@ async def list_models(session: AsyncSession, *, limit: int, cursor: str | None) 
     """One page of models that have versions, the one published to last first."""
     updated_at = func.max(ModelVersionRow.created_at)
     query = (
-        select(ModelVersionRow.model_name, func.max(ModelVersionRow.version))
+        select(ModelVersionRow.model_name)
         .where(ModelVersionRow.deleted_at.is_(None))
         .group_by(ModelVersionRow.model_name)
         .order_by(updated_at.desc(), ModelVersionRow.model_name.desc())
@@ -29,7 +29,7 @@ async def list_models(session: AsyncSession, *, limit: int, cursor: str | None) 
         at, key = cursors.decode(cursor)
         same = (updated_at == at) & (ModelVersionRow.model_name < key)
         query = query.having(or_(updated_at < at, same))
-    names = [str(name) for name, _ in (await session.execute(query)).tuples()]
+    names = [str(name) for name in await session.scalars(query)]
     models = [await get_model(session, name) for name in names[:limit]]
     following = cursors.encode(models[-1].updated_at, models[-1].name) if len(names) > limit else None
     return Page[Model](items=models, next_cursor=following)
@@ -42,7 +42,8 @@ async def get_model(session: AsyncSession, name: str) -> Model:
     if newest is None:
         raise NotFound(f"no model {name!r}: GET /v1/models lists them", {"model_name": name})
     created_at = ModelVersionRow.created_at
-    times = (await session.execute(query.with_only_columns(func.min(created_at), func.max(created_at)))).tuples().one()
+    oldest = await session.scalar(query.with_only_columns(func.min(created_at)))
+    updated_at = await session.scalar(query.with_only_columns(func.max(created_at)))
     aliases = await session.scalars(
         select(ModelAliasRow).where(ModelAliasRow.model_name == name).order_by(ModelAliasRow.alias)
     )
@@ -53,8 +54,8 @@ async def get_model(session: AsyncSession, name: str) -> Model:
         labels=manifest.labels,
         accuracy=None if manifest.evaluation is None else manifest.evaluation.accuracy,
         aliases=[to_alias(row) for row in aliases],
-        created_at=times[0],
-        updated_at=times[1],
+        created_at=oldest or newest.created_at,
+        updated_at=updated_at or newest.created_at,
     )
 
 
