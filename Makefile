@@ -11,10 +11,10 @@ BACKBONE ?=
 WEIGHTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test lint format openapi clean
+.PHONY: help setup demo run test lint format openapi bench-accuracy clean
 
 help: ## Show this
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(SYNCED) ## Install everything into .venv, from the lock file
 
@@ -39,6 +39,9 @@ format: $(SYNCED) ## Format the code
 
 openapi: $(SYNCED) ## Write docs/openapi anew
 	$(BIN)/python -m services.local.openapi docs/openapi
+
+bench-accuracy: $(SYNCED) ## Accuracy on real images (REKINDLE_TEST_DATA), into build/bench/accuracy.json
+	@$(BIN)/python -m tests.benchmarks.accuracy $(ARGS)
 
 clean: ## Remove what setup and the tools made; .rekindle stays
 	rm -rf .venv .uv .pytest_cache .ruff_cache .hypothesis .import_linter_cache
