@@ -55,8 +55,10 @@ class Predictor:
         finally:
             for task in tasks:
                 task.cancel()
-        failed = sum(isinstance(result, ImageFailed) for result in results)
-        log.debug("predict.answered", model=served.model_name, version=served.version, images=len(images), failed=failed)
+        failed = sum(isinstance(each, ImageFailed) for each in results)
+        log.debug(
+            "predict.answered", model=served.model_name, version=served.version, images=len(results), failed=failed
+        )
         return PredictResponse(model_name=served.model_name, version=served.version, results=results)
 
     async def _ask(self, served: ServedVersion, image: ImageInput, top_k: int, deadline: float) -> ImagePredicted:
