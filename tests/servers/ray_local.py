@@ -69,7 +69,16 @@ def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     threads = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "RAY_AUTH_MODE": "disabled"}
-    return {**kept, **threads, **quiet, "PYTHONPATH": ROOT.as_posix(), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    # Jobs' entry points say `python -m …`, and must get this environment's Python.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    return {
+        **kept,
+        **threads,
+        **quiet,
+        "PATH": path,
+        "PYTHONPATH": ROOT.as_posix(),
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
 
 
 def _free_ports(count: int) -> list[int]:

@@ -32,21 +32,21 @@ from services.runtime.database import Database
 from services.runtime.objects import ObjectStore, open_store
 from services.runtime.settings import Settings
 from services.training.main import build_parts
-from services.training.ray_api import RayStatus
+from services.training.ray_api import HttpRayApi, RayStatus
 from tests.servers.fake_ray import FakeRay
 
 PATIENCE_S = 20
 
 
-async def eventually(found: Callable[[], Awaitable[Any]]) -> Any:
-    """The first result that is true. Fails after `PATIENCE_S`."""
-    deadline = time.monotonic() + PATIENCE_S
+async def eventually(found: Callable[[], Awaitable[Any]], patience_s: float = PATIENCE_S) -> Any:
+    """The first result that is true. Fails when there is none within `patience_s`."""
+    deadline = time.monotonic() + patience_s
     while True:
         result = await found()
         if result:
             return result
         if time.monotonic() > deadline:
-            pytest.fail(f"did not happen within {PATIENCE_S} s; the last answer was {result!r}")
+            pytest.fail(f"did not happen within {patience_s} s; the last answer was {result!r}")
         await asyncio.sleep(0.02)
 
 
@@ -159,6 +159,7 @@ class TrainingGateway:
     app: FastAPI
     client: httpx2.AsyncClient
     ray: FakeRay
+    """Of no use where the gateway was given a real cluster."""
     store: ObjectStore
     database: Database
     settings: Settings
@@ -221,13 +222,19 @@ class TrainingGateway:
 
 @asynccontextmanager
 async def training_gateway(
-    folder: Path, database_url: str, ray: FakeRay | None = None, *, keep_bucket: str | None = None, **options: Any
+    folder: Path,
+    database_url: str,
+    ray: FakeRay | HttpRayApi | None = None,
+    *,
+    keep_bucket: str | None = None,
+    **options: Any,
 ) -> AsyncGenerator[TrainingGateway, None]:
     """A gateway with a local bucket. `options` are settings."""
     values = {"reconcile_interval_s": 0.05, "retry_initial_s": 0.05, "retry_max_s": 0.2, "lease_s": 2} | options
     bucket = keep_bucket or (folder / "bucket").as_uri()
     settings = Settings(home=folder / "home", bucket=bucket, database_url=database_url, **values)
-    cluster = ray or FakeRay()
+    played = ray if isinstance(ray, FakeRay) else FakeRay()
+    cluster = ray or played
     database, store = Database(database_url), open_store(settings.bucket_uri)
     parts = build_parts(settings, database, store, cluster)
     app = create_app(
@@ -245,7 +252,7 @@ async def training_gateway(
     async with app.router.lifespan_context(app):
         transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx2.AsyncClient(transport=transport, base_url="http://gateway", timeout=30) as client:
-            yield TrainingGateway(app, client, cluster, store, database, settings, folder)
+            yield TrainingGateway(app, client, played, store, database, settings, folder)
 
 
 def problem(response: httpx2.Response, status: int, code: str) -> dict[str, Any]:

@@ -29,7 +29,8 @@ from services.runtime.objects import ObjectStore, open_store
 from services.runtime.settings import check_source_allowed
 from services.training.context import Training
 from services.training.datasets import queries
-from services.training.datasets.archive import ArchiveLimits, unpack
+from services.training.datasets.archive import unpack
+from services.training.datasets.archive_members import ArchiveLimits
 from services.training.datasets.layout import read_layout
 from services.training.datasets.uploads import announced_size, check_path, with_body
 from services.training.idempotency import IdempotentRequest, find_reserved, reserve_id

@@ -52,7 +52,7 @@ class _BodyReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: "memoryview[int] | bytearray", /) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Fills a part of the buffer; 0 at the end. Raises `PayloadTooLarge`, `ClientDisconnect` or `CallerError`."""
+        """Fills a part of the buffer; 0 at the end. Raises `PayloadTooLarge` or `CallerError`."""
         while not self._rest:
             chunk = self._next()
             if chunk is None:
@@ -75,8 +75,8 @@ class _BodyReader(io.RawIOBase):
             return asyncio.run_coroutine_threadsafe(receive(), self._loop).result(READ_TIMEOUT_S * 2)
         except TimeoutError as error:
             raise CallerError(f"no bytes came for {READ_TIMEOUT_S} s: send the file again") from error
-        except FutureCancelledError as error:
-            raise ClientDisconnect from error
+        except (ClientDisconnect, FutureCancelledError) as error:
+            raise CallerError("the connection was closed before the whole body was there: send it again") from error
 
 
 def too_large(max_bytes: int) -> PayloadTooLarge:
@@ -100,7 +100,7 @@ async def with_body(
 ) -> Result:
     """Calls `use` in a thread with the body as a stream, and returns what it returns.
 
-    Reading raises `PayloadTooLarge` past `max_bytes`, and `ClientDisconnect` when the client goes away.
+    Reading raises `PayloadTooLarge` past `max_bytes`, and `CallerError` when the client goes away or falls silent.
     """
     reader = _BodyReader(request.stream(), asyncio.get_running_loop(), max_bytes)
     with io.BufferedReader(reader, BUFFER_BYTES) as body:

@@ -10,7 +10,8 @@ from typing import BinaryIO
 import pytest
 
 from services.contracts.errors import CallerError, PayloadTooLarge, RekindleError, UnsupportedMediaType
-from services.training.datasets.archive import ArchiveLimits, unpack
+from services.training.datasets.archive import unpack
+from services.training.datasets.archive_members import ArchiveLimits
 
 LIMITS = ArchiveLimits(max_entries=100, max_file_bytes=10_000_000, max_expansion_ratio=100)
 IMAGES = {"cat/1.jpg": b"cat one", "cat/2.jpg": b"cat two", "dog/1.jpg": b"dog one"}
@@ -140,6 +141,12 @@ def test_a_file_that_is_too_large(pack: Callable[[dict[str, bytes]], io.BytesIO]
 def test_too_many_entries(pack: Callable[[dict[str, bytes]], io.BytesIO]) -> None:
     limits = ArchiveLimits(max_entries=2, max_file_bytes=1000, max_expansion_ratio=10_000)
     refused(pack(IMAGES), PayloadTooLarge, "more than 2 entries", limits)
+
+
+def test_a_zip_whose_list_of_entries_would_fill_the_memory() -> None:
+    limits = ArchiveLimits(max_entries=2, max_file_bytes=1000, max_expansion_ratio=10_000)
+    archive = zipped({"a/" + "x" * 300 + f"{number}.jpg": b"" for number in range(4)})
+    refused(archive, PayloadTooLarge, "more than 2 entries", limits)
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])
