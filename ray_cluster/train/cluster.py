@@ -20,7 +20,8 @@ Result = TypeVar("Result")
 Submit = Callable[[Item], ray.ObjectRef[Result]]
 """Starts a task for an item."""
 
-_ALWAYS_RETRY = -1
+_MAX_RETRIES = 20
+"""Of one task, for lost processes and nodes only. Bounded, so that input that kills its process ends the attempt."""
 
 
 def default_parallelism(cores_per_node: int) -> int:
@@ -56,13 +57,13 @@ def run_bounded(submit: Submit[Item, Result], items: Iterable[Item], limit: int)
             ray.cancel(ref)
 
 
-@ray.remote(num_cpus=1, max_retries=_ALWAYS_RETRY)
+@ray.remote(num_cpus=1, max_retries=_MAX_RETRIES)
 def inspect_task(source_uri: str, files: list[ListedFile]) -> list[Inspected]:
     """`inspect_files` on some node."""
     return inspect_files(open_store(source_uri), files)
 
 
-@ray.remote(num_cpus=1, max_retries=_ALWAYS_RETRY)
+@ray.remote(num_cpus=1, max_retries=_MAX_RETRIES)
 def feature_task(bucket_uri: str, source_uri: str, trunk: TrunkManifest, work: FeatureWork) -> int:
     """`compute_shard` on some node; how many images it did."""
     compute_shard(open_store(bucket_uri), open_store(source_uri), trunk, work)
@@ -70,7 +71,7 @@ def feature_task(bucket_uri: str, source_uri: str, trunk: TrunkManifest, work: F
 
 
 # TensorFlow stays in a process for good: max_calls=1 ends this one with its task and gives the memory back.
-@ray.remote(num_cpus=1, max_retries=_ALWAYS_RETRY, max_calls=1)
+@ray.remote(num_cpus=1, max_retries=_MAX_RETRIES, max_calls=1)
 def build_trunk_task(bucket_uri: str, recipe: TrunkRecipe) -> TrunkManifest:
     """`build_trunk` in a process of its own. Seconds to import TensorFlow, and a download for `imagenet`."""
     from ray_cluster.vision.trunk_builder import build_trunk  # noqa: PLC0415 - TensorFlow loads here and nowhere else
