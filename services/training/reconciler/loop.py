@@ -191,8 +191,10 @@ class Reconciler:
         try:
             job = await self._training.ray.job(submission_id(job_id, row.attempt))
         except ClusterUnavailable as error:
-            status, message = RayStatus.UNREACHABLE, error.message
+            status = RayStatus.UNREACHABLE
+            self._complain("cluster", error)
         else:
+            self._troubles.pop("cluster", None)
             if job is not None:
                 status, message, error_type = job.status, job.message, job.error_type
                 if row.submitted_at is None and await transitions.mark_submitted(actor.leased, row, now):
@@ -238,7 +240,7 @@ class Reconciler:
         write("reconciler.trouble", about=about, reason=shown, exc_info=None if expected else error)
 
     def _forget_troubles(self, rows: Sequence[JobRow]) -> None:
-        known = {row.id for row in rows} | {"lease", "jobs", "serve"}
+        known = {row.id for row in rows} | {"lease", "jobs", "serve", "cluster"}
         for about in self._troubles.keys() - known:
             del self._troubles[about]
 

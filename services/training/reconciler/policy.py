@@ -184,10 +184,8 @@ def _decide_running(job: JobView, seen: Observation, now: datetime, backoff: Bac
     """An attempt was started, and has left no outcome so far."""
     match seen.ray:
         case RayStatus.UNREACHABLE:
-            return Wait(
-                job.state,
-                f"Cannot reach the Ray cluster; attempt {job.attempt} may well be running. {seen.message}".rstrip(),
-            )
+            then = "may well be running" if job.submitted else "starts as soon as it answers"
+            return Wait(job.state, f"Cannot reach the Ray cluster; attempt {job.attempt} {then}.")
         case RayStatus.PENDING:
             if seen.waited < PENDING_GRACE:
                 return Wait(job.state, f"Attempt {job.attempt} is starting.")

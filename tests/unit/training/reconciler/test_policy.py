@@ -109,10 +109,14 @@ def test_a_running_attempt_keeps_the_state_that_it_reported() -> None:
 
 
 def test_unreachable_is_not_dead() -> None:
-    action = decide(JOB, look(RayStatus.UNREACHABLE, message="refused"), NOW, BACKOFF)
-    assert isinstance(action, Wait)
-    assert action.state is JobState.TRAINING
-    assert "may well be running" in action.reason
+    action = decide(JOB, look(RayStatus.UNREACHABLE), NOW, BACKOFF)
+    assert action == Wait(JobState.TRAINING, "Cannot reach the Ray cluster; attempt 2 may well be running.")
+
+
+def test_an_attempt_that_the_cluster_never_got_waits_for_it() -> None:
+    job = replace(JOB, state=JobState.QUEUED, submitted=False)
+    action = decide(job, look(RayStatus.UNREACHABLE), NOW, BACKOFF)
+    assert action == Wait(JobState.QUEUED, "Cannot reach the Ray cluster; attempt 2 starts as soon as it answers.")
 
 
 @pytest.mark.parametrize("ray", list(RayStatus))
