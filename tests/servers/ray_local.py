@@ -107,7 +107,7 @@ def _kill_everything(process: subprocess.Popen[bytes], temp_dir: Path) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=10)
+        process.wait(timeout=3)
     doomed = [each for each in psutil.process_iter() if _belongs_to(each, temp_dir)]
     for each in doomed:
         with contextlib.suppress(psutil.NoSuchProcess):
