@@ -8,8 +8,10 @@ from services.contracts.jobs import TrainingJob
 from services.contracts.models import Evaluation, ModelVersion
 
 
-def print_job_summary(console: Console, job: TrainingJob, version: ModelVersion | None) -> None:
-    """Stages with times, the result, and quality by class."""
+def print_job_summary(
+    console: Console, job: TrainingJob, version: ModelVersion | None, *, warnings: bool = True
+) -> None:
+    """Stages with times, the result, and quality by class. Without `warnings` for who has seen them already."""
     if job.stages:
         rows = [
             (
@@ -20,7 +22,7 @@ def print_job_summary(console: Console, job: TrainingJob, version: ModelVersion 
             for timing in job.stages
         ]
         console.print(make_table(("Stage", "Time", "Attempt"), rows))
-    for warning in job.warnings:
+    for warning in job.warnings if warnings else ():
         console.print(f"warning: {warning}", markup=False, style="yellow")
     if job.failure is not None:
         console.print(f"{job.state}: {job.failure.message} ({job.failure.code})", markup=False, style="red")

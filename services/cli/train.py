@@ -102,7 +102,7 @@ def follow(client: Rekindle, job: TrainingJob, *, as_json: bool) -> TrainingJob:
             f"\nthe job goes on: `rekindle jobs events {job.id}` shows it, `rekindle jobs cancel {job.id}` ends it"
         )
         raise
-    print_job_summary(console, job, published_version(client, job))
+    print_job_summary(console, job, published_version(client, job), warnings=False)
     return job
 
 

@@ -129,7 +129,7 @@ def _main_job(client: Rekindle, options: DemoOptions, images: Path, home: Path, 
         raise JobFailed(job)
     version = client.models.version(job.result.model_name, job.result.version)
     console.print()
-    print_job_summary(console, job, version)
+    print_job_summary(console, job, version, warnings=False)
     _predict(client, version, dataset, images, home, console)
 
 
