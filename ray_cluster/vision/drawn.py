@@ -12,7 +12,7 @@ import numpy as np
 from ray_cluster.vision.drawing.outlines import Outline, box, ellipse, points, rotated
 from ray_cluster.vision.drawing.scenes import Fill, Part, Pose, draw_scene
 
-_POSE = Pose(max_turn_degrees=25)
+_POSE = Pose(max_turn_degrees=20, radius=(0.3, 0.44), max_shift=0.08)
 _FILLS = (Fill.PLAIN, Fill.PLAIN, Fill.STRIPES, Fill.CHECKS, Fill.DOTS)
 
 

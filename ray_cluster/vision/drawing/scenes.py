@@ -52,7 +52,8 @@ def draw_scene(parts: Sequence[Part], pose: Pose, size: int, rng: np.random.Gene
     side = 2 * size  # drawn twice as large, since Pillow draws without antialiasing
     picture = _background(side, rng)
     _add_clutter(picture, rng)
-    palette = [_colour(rng) for _ in range(1 + max(part.colour for part in parts))]
+    around = np.asarray(picture).mean(axis=(0, 1))
+    palette = [_visible_colour(around, rng) for _ in range(1 + max(part.colour for part in parts))]
     place = _placement(pose, side, rng)
     for part in parts:
         _paint(picture, place(part.outline), palette[part.colour], part.fill, rng)
@@ -66,11 +67,21 @@ def _colour(rng: np.random.Generator) -> Colour:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
+def _visible_colour(around_C: np.ndarray, rng: np.random.Generator) -> Colour:
+    """A colour that stands out from the background's mean, nearly always; a picture where it does not is a hard one."""
+    colour = _colour(rng)
+    for _ in range(5):
+        if np.abs(np.array(colour) - around_C).sum() >= 150:
+            break
+        colour = _colour(rng)
+    return colour
+
+
 def _background(side: int, rng: np.random.Generator) -> Image.Image:
     """A coarse grid of colours, smoothly enlarged: from nearly plain to blotchy."""
     cells = int(rng.choice([1, 2, 3, 6]))
     base_C = np.array(_colour(rng), np.float64)
-    grid_HWC = base_C + rng.normal(0, 45, (cells, cells, 3))
+    grid_HWC = base_C + rng.normal(0, 32, (cells, cells, 3))
     grid = Image.fromarray(np.clip(grid_HWC, 0, 255).astype(np.uint8))
     return grid.resize((side, side), Image.Resampling.BICUBIC)
 
@@ -141,5 +152,5 @@ def _as_photographed(picture: Image.Image, rng: np.random.Generator) -> Image.Im
     height, width = pixels_HWC.shape[:2]
     ramp_HW = np.linspace(-1, 1, width) * rng.uniform(-1, 1) + np.linspace(-1, 1, height)[:, None] * rng.uniform(-1, 1)
     light_HWC = (rng.uniform(0.8, 1.15) + 0.12 * ramp_HW)[:, :, None]
-    noise_HWC = rng.normal(0, rng.uniform(2, 12), pixels_HWC.shape)
+    noise_HWC = rng.normal(0, rng.uniform(2, 9), pixels_HWC.shape)
     return Image.fromarray(np.clip(pixels_HWC * light_HWC + noise_HWC, 0, 255).astype(np.uint8))

@@ -16,7 +16,6 @@ from ray_cluster.vision import images
 from services.contracts.datasets import QuarantineReason
 from services.contracts.errors import ImageRejected
 
-
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
 """Damaged metadata, on purpose."""
 
