@@ -36,8 +36,6 @@ class StackRecord(StoredContract):
 class UnusableHome(RekindleError):
     """The home or the temporary folder cannot be used; the message says why."""
 
-    code = "unusable_home"
-
 
 @dataclass(frozen=True, slots=True)
 class StackHome:

@@ -45,8 +45,6 @@ LEFTOVER_GRACE_S = 1.5
 class StackFailed(RekindleError):
     """The stack did not start; the message says why and shows the end of the log."""
 
-    code = "stack_failed"
-
 
 @dataclass(slots=True)
 class _Stack:
