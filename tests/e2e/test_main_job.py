@@ -26,7 +26,7 @@ def test_a_folder_becomes_a_model_by_one_command(trained: dict[str, str], stack:
     assert version["version"] == 1
     assert version["labels"] == sorted(version["labels"])
     assert version["evaluation"]["split"] == "test"
-    assert version["evaluation"]["accuracy"] > 0.5  # six classes: guessing gives 0.17
+    assert version["evaluation"]["accuracy"] > 0.4  # six classes: guessing gives 0.17
 
 
 def test_the_model_labels_images_it_has_not_seen(trained: dict[str, str], stack: LocalStack, drawings: Path) -> None:
@@ -56,8 +56,8 @@ def test_an_alias_leads_to_the_version_it_was_pointed_at(
     stack.run("models", "alias", "objects", "production", "1")
     image = next((drawings / "test").glob("*/*.jpg"))
     assert stack.run_json("predict", "objects", image, "--alias", "production")["version"] == 1
-    refused = stack.run("models", "alias", "objects", "production", "1", "--expect", "7", status=1)
-    assert "error:" in refused.stderr
+    refused = stack.run("models", "alias", "objects", "canary", "1", "--expect", "7", status=1)
+    assert "error: " in refused.stderr
 
 
 def test_people_read_what_programs_parse(trained: dict[str, str], stack: LocalStack, drawings: Path) -> None:

@@ -95,7 +95,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, data_dir: Path, mobilenet_we
 def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small set of drawn images: six classes, `train/` and `test/`."""
     folder = tmp_path_factory.mktemp("drawings") / "objects"
-    draw_dataset(folder, train_per_class=12, test_per_class=3)
+    draw_dataset(folder, train_per_class=24, test_per_class=5)
     return folder
 
 
