@@ -41,6 +41,9 @@ def build_trunk(store: ObjectStore, recipe: TrunkRecipe) -> TrunkManifest:
         )
         trunk = read_trunk(store, trunk_id)
         if trunk is None:
+            # Automatic names end up in the flatbuffer. Counted from the start they are the same each time, and so are
+            # the bytes: a trunk that was lost can be built again under the references that models hold.
+            keras.backend.clear_session()
             pretrained = weight_loading.load_network(recipe.backbone, recipe.image_size, weights.path)
             trunk = _write(store, recipe, trunk_id, weights.sha256, pretrained)
     store.put(names.trunk_source(recipe.sha256()), trunk.model_dump_json().encode())
