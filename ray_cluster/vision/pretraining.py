@@ -92,18 +92,21 @@ def _classifier(network: keras.Model, steps: int) -> keras.Model:
     images = keras.Input(network.input_shape[1:], dtype="uint8")
     logits = network(ARCHITECTURES[BACKBONE].preprocess(keras.layers.Identity(dtype="float32")(images)))
     model = keras.Model(images, logits)
-    schedule = keras.optimizers.schedules.CosineDecay(2e-4, steps, warmup_target=4e-3, warmup_steps=steps // 20)
+    schedule = keras.optimizers.schedules.CosineDecay(2e-4, steps, warmup_target=3e-3, warmup_steps=steps // 20)
     model.compile(
         keras.optimizers.AdamW(schedule, weight_decay=0.01),  # pyright: ignore[reportArgumentType]
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
-        jit_compile="auto",  # XLA, which halves a step here: TensorFlow's own depthwise gradients are slow on a CPU
+        jit_compile=False,  # pyright: ignore[reportArgumentType] - on a CPU XLA is slower than TensorFlow's kernels
     )
     return model
 
 
-def train(per_class: int, epochs: int, seed: int, batch_size: int = 64) -> tuple[keras.Model, float, int]:
-    """The trained network, its accuracy on freshly drawn pictures, and how many it was trained on."""
+def train(path: Path, per_class: int, epochs: int, seed: int, batch_size: int = 64) -> tuple[keras.Model, float, int]:
+    """The trained network, its accuracy on freshly drawn pictures, and how many it was trained on.
+
+    Writes the weights to `path` after every epoch.
+    """
     keras.utils.set_random_seed(seed)
     images_BHWC, labels_B = draw_images(per_class, seed)
     network = build_network(BACKBONE, IMAGE_SIZE, len(LABELS))
@@ -112,6 +115,7 @@ def train(per_class: int, epochs: int, seed: int, batch_size: int = 64) -> tuple
         rng = np.random.default_rng([seed, 1_000_000 + epoch])
         order = rng.permutation(len(labels_B))[: len(labels_B) // batch_size * batch_size]
         model.fit(_cropped(images_BHWC[order], rng), labels_B[order], batch_size=batch_size, shuffle=False)
+        network.save_weights(path)
     unseen_BHWC, unseen_labels_B = draw_images(10, seed + 1)
     half = _MARGIN // 2
     _, accuracy = model.evaluate(unseen_BHWC[:, half:-half, half:-half], unseen_labels_B)
@@ -128,9 +132,8 @@ def main() -> None:
     options = parser.parse_args()
     tf.config.experimental.enable_op_determinism()
     started = time.monotonic()
-    network, accuracy, image_count = train(options.per_class, options.epochs, options.seed)
     path = options.folder / f"{BACKBONE}.weights.h5"
-    network.save_weights(path)
+    network, accuracy, image_count = train(path, options.per_class, options.epochs, options.seed)
     facts = {
         "command": f"python -m ray_cluster.vision.pretraining FOLDER --per-class {options.per_class} "
         f"--epochs {options.epochs} --seed {options.seed}",

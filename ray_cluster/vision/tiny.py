@@ -1,30 +1,30 @@
-"""`rekindle_tiny`: Rekindle's own small backbone, pretrained on drawn images. Imports TensorFlow.
+"""`rekindle_tiny`: Rekindle's own small backbone, pretrained on drawings. Imports TensorFlow.
 
-Residual blocks of depthwise-separable convolutions (Howard et al. 2017, arXiv:1704.04861, section 3.1; residuals as in
-Xception, arXiv:1610.02357). At 64 px: 128 features, about 0.25 M weights, 1 MB.
+A plain residual network (He et al. 2015, arXiv:1512.03385, section 3.3). At 64 px: 128 features, 0.4 M weights, 1.7 MB.
+Full 3x3 convolutions on purpose: on a CPU they train in half the time of depthwise-separable ones.
 """
 
 import keras
 
-STAGES = ((32, 1), (64, 2), (96, 2), (128, 2))
-"""Channels and residual blocks of each stage. Every stage halves the picture's sides."""
+STAGES = ((48, 2), (72, 2), (128, 1))
+"""Of each stage: channels, and convolutions of its residual block. The stem and every stage halve the sides."""
 
 
-def _normalised(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
+def _convolution(x: keras.KerasTensor, channels: int, name: str, *, strides: int = 1) -> keras.KerasTensor:
+    x = keras.layers.Conv2D(channels, 3, strides, padding="same", use_bias=False, name=name)(x)
     return keras.layers.BatchNormalization(momentum=0.9, name=f"{name}_norm")(x)
 
 
-def _separable(x: keras.KerasTensor, channels: int, name: str, *, strides: int = 1) -> keras.KerasTensor:
-    """3x3 per channel, then 1x1 across channels, each followed by normalisation."""
-    x = keras.layers.DepthwiseConv2D(3, strides, padding="same", use_bias=False, name=f"{name}_depthwise")(x)
-    x = keras.layers.ReLU(name=f"{name}_depthwise_relu")(_normalised(x, f"{name}_depthwise"))
-    x = keras.layers.Conv2D(channels, 1, use_bias=False, name=f"{name}_pointwise")(x)
-    return _normalised(x, f"{name}_pointwise")
+def _activated(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
+    return keras.layers.ReLU(name=name)(x)
 
 
-def _residual(x: keras.KerasTensor, channels: int, name: str) -> keras.KerasTensor:
-    y = keras.layers.ReLU(name=f"{name}_a_relu")(_separable(x, channels, f"{name}_a"))
-    y = _separable(y, channels, f"{name}_b")
+def _residual(x: keras.KerasTensor, channels: int, convolutions: int, name: str) -> keras.KerasTensor:
+    y: keras.KerasTensor = x
+    for number in range(1, convolutions + 1):
+        y = _convolution(y, channels, f"{name}_conv{number}")
+        if number < convolutions:
+            y = _activated(y, f"{name}_relu{number}")
     return keras.layers.ReLU(name=f"{name}_relu")(keras.layers.Add(name=f"{name}_add")([x, y]))
 
 
@@ -43,16 +43,12 @@ def RekindleTiny(  # noqa: N802 - named and called like the constructors of kera
     """
     if weights is not None or pooling != "avg":
         raise ValueError("RekindleTiny starts from random weights and pools by average")
-    images = keras.Input(input_shape)
-    x = keras.layers.Conv2D(24, 3, strides=2, padding="same", use_bias=False, name="stem")(images)
-    x = keras.layers.ReLU(name="stem_relu")(_normalised(x, "stem"))
-    for number, (channels, blocks) in enumerate(STAGES, start=1):
+    images: keras.KerasTensor = keras.Input(input_shape)  # pyright: ignore[reportAssignmentType] - one input, no list
+    x = _activated(_convolution(images, 24, "stem", strides=2), "stem_relu")
+    for number, (channels, convolutions) in enumerate(STAGES, start=1):
         stage = f"stage{number}"
-        strides = 1 if number == 1 else 2
-        x = _separable(x, channels, f"{stage}_in", strides=strides)
-        x = keras.layers.ReLU(name=f"{stage}_in_relu")(x)
-        for block in range(blocks):
-            x = _residual(x, channels, f"{stage}_block{block + 1}")
+        x = _activated(_convolution(x, channels, f"{stage}_in", strides=2), f"{stage}_in_relu")
+        x = _residual(x, channels, convolutions, f"{stage}_block")
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
     if include_top:
         x = keras.layers.Dense(classes, activation=classifier_activation, name="predictions")(x)
