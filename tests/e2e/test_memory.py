@@ -2,11 +2,11 @@
 
 import os
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
-from services.contracts.jobs import JobState
 from services.local.home import StackHome, StackRecord
 from services.local.processes import stack_processes
 from tests.servers.local_stack import LocalStack
@@ -34,11 +34,14 @@ def by_process(record: StackRecord) -> dict[int, float]:
 
 
 @pytest.fixture
-def record(stack: LocalStack) -> StackRecord:
+def record(stack: LocalStack, data_dir: Path) -> StackRecord:
+    """Of a stack that serves a model and has nothing to do."""
     record = StackHome(stack.home).read_record()
     assert record is not None
+    stack.wait_for_model("base")
     with stack.client() as client:
-        assert all(job.state.is_terminal or job.state is JobState.QUEUED for job in client.training_jobs.list())
+        client.predict("base", data_dir / "datasets" / "hemlock_cherry" / "test" / "hemlock" / "test_image.jpg")
+        assert all(job.state.is_terminal for job in client.training_jobs.list())
     return record
 
 

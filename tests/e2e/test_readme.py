@@ -29,7 +29,9 @@ class Block:
 def blocks(markdown: str) -> list[Block]:
     found: list[Block] = []
     heading = ""
-    pattern = re.compile(r"^#+ (?P<heading>.+)$|^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+    pattern = re.compile(
+        r"^#+ (?P<heading>[^\n]+)$|^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+    )
     for match in pattern.finditer(markdown):
         heading = match["heading"] or heading
         if match["language"] in ("bash", "python"):

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,14 @@ class LocalStack:
 
     def client(self) -> Rekindle:
         return Rekindle(self.url)
+
+    def wait_for_model(self, name: str) -> None:
+        """Returns when the model has a version; `base` is imported a while after the start."""
+        deadline_s = time.monotonic() + COMMAND_WITHIN_S
+        with self.client() as client:
+            while name not in {model.name for model in client.models.list()}:
+                assert time.monotonic() < deadline_s, f"there is no model {name}: {self.background.log.parent}"
+                time.sleep(0.5)
 
     def run(self, *arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
         """Runs the `rekindle` command; fails the test on another exit status."""
