@@ -3,9 +3,10 @@
 import json
 from collections import Counter
 
+import ray
 from pydantic import TypeAdapter, ValidationError
 
-from ray_cluster.train import publish
+from ray_cluster.train import cluster, publish
 from ray_cluster.train.context import AttemptContext, running
 from ray_cluster.train.stages import PendingTrunk
 from ray_cluster.vision.tails import Tail
@@ -47,18 +48,26 @@ def import_base(context: AttemptContext) -> ModelManifest:
 
 def read_labels(base: BaseModelSpec, class_count: int) -> list[str]:
     """The classifier's labels, one for each class, made distinct."""
+    data, source = _label_data(base, class_count)
+    labels = parse_labels(data, source)
+    if len(labels) != class_count:
+        raise CallerError(f"{source} has {len(labels)} labels, the classifier has {class_count} classes")
+    return labels
+
+
+def _label_data(base: BaseModelSpec, class_count: int) -> tuple[bytes, str]:
+    """The labels' file and what to call it."""
+    if base.labels_uri is None and base.weights == "imagenet":
+        return ray.get(cluster.imagenet_labels_task.remote()), "Keras' class index of ImageNet"
     if base.labels_uri is None:
         raise CallerError(
             f"base model {base.backbone} needs labels: give the URI of a JSON list of {class_count} names"
         )
     folder, name = open_object(base.labels_uri)
     try:
-        labels = parse_labels(folder.get(name), base.labels_uri)
+        return folder.get(name), base.labels_uri
     except NotFound as error:
         raise CallerError(f"{base.labels_uri} does not exist: give the URI of the classifier's labels") from error
-    if len(labels) != class_count:
-        raise CallerError(f"{base.labels_uri} has {len(labels)} labels, the classifier has {class_count} classes")
-    return labels
 
 
 def parse_labels(data: bytes, uri: str) -> list[str]:

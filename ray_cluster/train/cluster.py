@@ -77,3 +77,11 @@ def build_trunk_task(bucket_uri: str, recipe: TrunkRecipe) -> TrunkManifest:
     from ray_cluster.vision.trunk_builder import build_trunk  # noqa: PLC0415 - TensorFlow loads here and nowhere else
 
     return build_trunk(open_store(bucket_uri), recipe)
+
+
+@ray.remote(num_cpus=1, max_retries=_MAX_RETRIES, max_calls=1)
+def imagenet_labels_task() -> bytes:
+    """`imagenet_labels` in a process of its own."""
+    from ray_cluster.vision.weight_loading import imagenet_labels  # noqa: PLC0415 - as above
+
+    return imagenet_labels()

@@ -22,6 +22,10 @@ from services.contracts.jobs import Weights, WeightsUri
 DOWNLOAD_TIMEOUT_S = 60
 """A download that gives no byte for this long has failed."""
 
+CLASS_INDEX_URL = "https://storage.googleapis.com/download.tensorflow.org/data/imagenet_class_index.json"
+CLASS_INDEX_MD5 = "c2c37ea517e94d9795004a39431a14cb"
+"""Where `keras.applications` itself gets the labels from."""
+
 
 @dataclass(frozen=True, slots=True)
 class PretrainedNetwork:
@@ -62,23 +66,30 @@ def load_network(backbone: BackboneName, image_size: int, path: Path) -> Pretrai
     return PretrainedNetwork(network, top)
 
 
+def imagenet_labels() -> bytes:
+    """Keras' class index of ImageNet, from Keras' cache or the network. Raises `WeightsUnusable`."""
+    return _download(CLASS_INDEX_URL, CLASS_INDEX_MD5, "ImageNet labels", "their labels").read_bytes()
+
+
 def _download_imagenet(backbone: BackboneName) -> Path:
     """Keras' with-top file, from Keras' cache or the network."""
     architecture = ARCHITECTURES[backbone]
     if architecture.imagenet_url is None:
         raise WeightsUnusable(f"there are no ImageNet weights for {backbone}: use 'bundled', or a file's URI")
-    name = architecture.imagenet_url.rpartition("/")[2]
+    what = f"ImageNet weights for {backbone}"
+    return _download(architecture.imagenet_url, architecture.imagenet_hash, what, "the weights")
+
+
+def _download(url: str, file_hash: str | None, what: str, short: str) -> Path:
+    name = url.rpartition("/")[2]
     try:
         with _socket_timeout(DOWNLOAD_TIMEOUT_S):
-            path = keras.utils.get_file(
-                name, architecture.imagenet_url, cache_subdir="models", file_hash=architecture.imagenet_hash
-            )
+            path = keras.utils.get_file(name, url, cache_subdir="models", file_hash=file_hash)
     except Exception as error:  # what get_file raises for a failed download is a bare Exception
         raise WeightsUnusable(
-            f"Keras' ImageNet weights for {backbone} could not be downloaded from {architecture.imagenet_url} "
-            f"({error}): give the weights as a file's URI, or put the file into Keras' cache on every node as "
-            f"~/.keras/models/{name}",
-            {"url": architecture.imagenet_url},
+            f"Keras' {what} could not be downloaded from {url} ({error}): give {short} as a file's URI, or put the "
+            f"file into Keras' cache on every node as ~/.keras/models/{name}",
+            {"url": url},
         ) from error
     return Path(path)
 

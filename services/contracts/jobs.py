@@ -275,7 +275,7 @@ class BaseModelSpec(StoredContract):
     weights: Weights
     image_size: int
     labels_uri: str | None = Field(
-        description="JSON: a list of names, or Keras' class index; null for the labels that come with the weights."
+        description="JSON: a list of names, or Keras' class index; null for ImageNet's, as Keras downloads them."
     )
 
 

@@ -124,7 +124,7 @@ class Settings(BaseSettings):
     base_labels: str | None = Field(
         default=None,
         description="URI of a JSON list of names, or of Keras' class index. "
-        "Unset: the labels that come with the weights.",
+        "Unset: ImageNet's, as Keras downloads them, which fits the weights `imagenet` only.",
     )
 
     # --- the reconciler ---

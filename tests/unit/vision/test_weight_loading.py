@@ -1,6 +1,10 @@
 """Weight files into networks: right, or refused with a reason."""
 
 import dataclasses
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -143,3 +147,20 @@ def a_kernel(file: h5py.File) -> str:
 def replace(file: h5py.File, path: str, values: np.ndarray) -> None:
     del file[path]
     file[path] = values
+
+
+def test_imagenet_labels_come_from_keras_cache(tmp_path: Path, data_dir: Path) -> None:
+    cache = tmp_path / "models"
+    cache.mkdir()
+    index = data_dir / "weights" / "imagenet_class_index.json"
+    shutil.copy(index, cache)
+    code = "from ray_cluster.vision.weight_loading import imagenet_labels; print(len(imagenet_labels()))"
+    # Keras looks for its home when it is imported.
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "KERAS_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.split()[-1:] == [str(index.stat().st_size)], done.stderr
