@@ -56,7 +56,9 @@ class JobView:
             case JobEventType.PROGRESS:
                 self.progress = Progress.model_validate(event.data)
             case JobEventType.EPOCH:
-                self.metrics = EpochMetrics.model_validate(event.data)
+                metrics = EpochMetrics.model_validate(event.data)
+                self.metrics = metrics
+                self.progress = Progress(stage=Stage.FIT, done=metrics.epoch, total=metrics.epochs, unit="epochs")
             case JobEventType.WARNING:
                 return [f"warning: {event.message}"]
             case JobEventType.STATE:

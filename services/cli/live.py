@@ -27,14 +27,21 @@ def watch_job(client: Rekindle, job_id: str, console: Console) -> TrainingJob:
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(view.title, total=None, metrics="")
+        shown = view.title
         for event in client.training_jobs.events(job_id):
             before = view.metrics
             for line in view.apply(event):
                 console.print(f"  {line}", markup=False)
-            if not console.is_terminal and view.metrics is not before and view.metrics is not None:
+            is_new_epoch = view.metrics is not before and view.metrics is not None
+            if is_new_epoch and not console.is_terminal:
                 _print_epoch(console, view.metrics)
-            done, total = (view.progress.done, view.progress.total) if view.progress else (0, None)
-            bar.update(task, description=view.title, completed=done, total=total, metrics=shown_metrics(view.metrics))
+            if view.title != shown:  # a bar of its own for each stage: a total cannot be taken back
+                bar.remove_task(task)
+                task, shown = bar.add_task(view.title, total=None, metrics=""), view.title
+            if view.progress is not None:
+                bar.update(task, completed=view.progress.done, total=view.progress.total)
+            if is_new_epoch:
+                bar.update(task, metrics=shown_metrics(view.metrics))
     return client.training_jobs.get(job_id)
 
 
@@ -48,7 +55,9 @@ def shown_metrics(metrics: EpochMetrics | None) -> str:
     return text
 
 
-def _print_epoch(console: Console, metrics: EpochMetrics) -> None:
+def _print_epoch(console: Console, metrics: EpochMetrics | None) -> None:
+    if metrics is None:
+        return
     every = max(1, metrics.epochs // EPOCH_LINES)
     if metrics.epoch % every == 0 or metrics.epoch == 1:
         console.print(f"  epoch {metrics.epoch} of {metrics.epochs}: {shown_metrics(metrics)}", markup=False)

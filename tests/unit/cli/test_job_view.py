@@ -80,6 +80,7 @@ def test_the_newest_epoch_is_shown() -> None:
         story.tell(JobEventType.EPOCH, metrics.model_dump(mode="json"))
     assert story.view.metrics is not None
     assert story.view.metrics.epoch == 2
+    assert story.view.progress == Progress(stage=Stage.FIT, done=2, total=9, unit="epochs")
 
 
 def test_another_attempt_is_a_line() -> None:
