@@ -2,9 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 
-import uvicorn
 from fastapi import FastAPI
 
 from services.inference.context import Inference
@@ -12,11 +10,9 @@ from services.inference.predict import routes
 from services.inference.predict.operations import Predictor
 from services.inference.predict.resolution import Resolver, database_lookup
 from services.inference.replicas import Replicas
-from services.runtime.app import create_app
 from services.runtime.database import Database
-from services.runtime.gateway import GatewayParts
-from services.runtime.logging import configure_logging
-from services.runtime.objects import ObjectStore, open_store
+from services.runtime.gateway import Gateway, GatewayParts
+from services.runtime.objects import ObjectStore
 from services.runtime.settings import Settings
 
 SERVICE = "inference"
@@ -50,36 +46,19 @@ def build_parts(settings: Settings, database: Database, store: ObjectStore) -> G
     )
 
 
+GATEWAY = Gateway(service=SERVICE, title=TITLE, description=DESCRIPTION, build_parts=build_parts)
+
+
 def build_app(settings: Settings) -> FastAPI:
     """The gateway alone."""
-    database = Database(settings.database_url)
-    parts = build_parts(settings, database, open_store(settings.bucket_uri))
-    return create_app(
-        service=SERVICE,
-        title=TITLE,
-        description=DESCRIPTION,
-        version=version("rekindle"),
-        settings=settings,
-        routers=parts.routers,
-        database=database,
-        tags=parts.tags,
-        lifespan=parts.lifespan,
-        readiness=parts.readiness,
-        dependencies=parts.dependencies,
-    )
+    return GATEWAY.build_app(settings)
 
 
 def main() -> None:
     """Serves until SIGTERM or SIGINT; requests in progress are answered first."""
-    settings = Settings()
-    configure_logging(settings)
-    uvicorn.run(
-        build_app(settings),
-        host=settings.host,
-        port=settings.inference_port,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=int(settings.predict_deadline_s) + GRACEFUL_SHUTDOWN_EXTRA_S,
+    GATEWAY.run(
+        port=lambda settings: settings.inference_port,
+        graceful_shutdown_s=lambda settings: int(settings.predict_deadline_s) + GRACEFUL_SHUTDOWN_EXTRA_S,
     )
 
 

@@ -3,10 +3,16 @@
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 
 from fastapi import APIRouter, FastAPI
 
-from services.runtime.app import Lifespan, ReadinessCheck
+from services.runtime.app import Lifespan, ReadinessCheck, create_app
+from services.runtime.database import Database
+from services.runtime.logging import configure_logging
+from services.runtime.objects import ObjectStore, open_store
+from services.runtime.server import serve
+from services.runtime.settings import Settings
 
 
 def _nothing() -> None:
@@ -50,3 +56,52 @@ def join(parts: Sequence[GatewayParts]) -> GatewayParts:
         dependencies={name: check for part in parts for name, check in part.dependencies.items()},
         end_streams=end_streams,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A kind of gateway process."""
+
+    service: str
+    """Its name in logs and metrics."""
+    title: str
+    description: str
+    build_parts: Callable[[Settings, Database, ObjectStore], GatewayParts]
+
+    def build_app(self, settings: Settings) -> FastAPI:
+        """The application alone, e.g. for its OpenAPI document or for tests."""
+        return self._build(settings)[0]
+
+    def run(self, *, port: Callable[[Settings], int], graceful_shutdown_s: Callable[[Settings], int]) -> None:
+        """The whole process: settings from the environment, logs, and requests until SIGTERM or SIGINT.
+
+        Raises `SystemExit` when the application cannot start.
+        """
+        settings = Settings()
+        configure_logging(settings)
+        app, parts = self._build(settings)
+        serve(
+            app,
+            host=settings.host,
+            port=port(settings),
+            end_streams=parts.end_streams,
+            graceful_shutdown_s=graceful_shutdown_s(settings),
+        )
+
+    def _build(self, settings: Settings) -> tuple[FastAPI, GatewayParts]:
+        database = Database(settings.database_url)
+        parts = self.build_parts(settings, database, open_store(settings.bucket_uri))
+        app = create_app(
+            service=self.service,
+            title=self.title,
+            description=self.description,
+            version=version("rekindle"),
+            settings=settings,
+            routers=parts.routers,
+            database=database,
+            tags=parts.tags,
+            lifespan=parts.lifespan,
+            readiness=parts.readiness,
+            dependencies=parts.dependencies,
+        )
+        return app, parts

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 
 import structlog
 from fastapi import FastAPI
@@ -11,13 +10,11 @@ from fastapi import FastAPI
 from services.contracts import names
 from services.contracts.errors import CallerError, RetryLater
 from services.contracts.ids import JobId
-from services.runtime.app import StartRefused, create_app
+from services.runtime.app import StartRefused
 from services.runtime.database import Database
-from services.runtime.gateway import GatewayParts
-from services.runtime.logging import configure_logging
-from services.runtime.objects import ObjectStore, open_store
+from services.runtime.gateway import Gateway, GatewayParts
+from services.runtime.objects import ObjectStore
 from services.runtime.objects.check import self_test
-from services.runtime.server import serve
 from services.runtime.settings import Settings
 from services.training.context import Training
 from services.training.datasets import routes as datasets
@@ -97,42 +94,17 @@ def _report(task: asyncio.Task[None]) -> None:
         log.error("reconciler.died", error_type=type(error).__name__, exc_info=error)
 
 
+GATEWAY = Gateway(service=SERVICE, title=TITLE, description=DESCRIPTION, build_parts=build_parts)
+
+
 def build_app(settings: Settings) -> FastAPI:
     """The gateway as an application of its own."""
-    return _build(settings)[0]
-
-
-def _build(settings: Settings) -> tuple[FastAPI, GatewayParts]:
-    database = Database(settings.database_url)
-    parts = build_parts(settings, database, open_store(settings.bucket_uri))
-    app = create_app(
-        service=SERVICE,
-        title=TITLE,
-        description=DESCRIPTION,
-        version=version("rekindle"),
-        settings=settings,
-        routers=parts.routers,
-        database=database,
-        tags=parts.tags,
-        lifespan=parts.lifespan,
-        readiness=parts.readiness,
-        dependencies=parts.dependencies,
-    )
-    return app, parts
+    return GATEWAY.build_app(settings)
 
 
 def main() -> None:
     """Serves until SIGTERM or SIGINT. The reconciler's lease is given back, so another gateway leads at once."""
-    settings = Settings()
-    configure_logging(settings)
-    app, parts = _build(settings)
-    serve(
-        app,
-        host=settings.host,
-        port=settings.port,
-        end_streams=parts.end_streams,
-        graceful_shutdown_s=GRACEFUL_SHUTDOWN_S,
-    )
+    GATEWAY.run(port=lambda settings: settings.port, graceful_shutdown_s=lambda _: GRACEFUL_SHUTDOWN_S)
 
 
 if __name__ == "__main__":
