@@ -87,7 +87,7 @@ def ray_command(ports: RayPorts, temp_dir: Path) -> list[str]:
     return [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats", *flags]
 
 
-def child_environment(inherited: Mapping[str, str], marker: str, ray_token: str) -> dict[str, str]:
+def child_environment(inherited: Mapping[str, str], marker: str, ray_token: str, temp_dir: Path) -> dict[str, str]:
     """The environment of every process of the stack."""
     environment = {name: value for name, value in inherited.items() if name not in _FOREIGN}
     bin_folder = str(Path(sys.executable).parent)
@@ -103,5 +103,7 @@ def child_environment(inherited: Mapping[str, str], marker: str, ray_token: str)
         "RAY_AUTH_TOKEN": ray_token,
         # Its one effect on Linux: Ray takes the loopback address as given instead of the machine's public one.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # What killed processes leave there goes when the stack ends.
+        "TMPDIR": str(temp_dir),
         MARKER_VARIABLE: marker,
     }

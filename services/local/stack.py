@@ -162,7 +162,7 @@ def _plan(settings: Settings, home: StackHome, say: Say) -> _Stack:
 
 
 def _children(stack: _Stack) -> tuple[Child, Child]:
-    environment = child_environment(os.environ, stack.record.marker, stack.ray_token)
+    environment = child_environment(os.environ, stack.record.marker, stack.ray_token, stack.home.ray_temp)
     settings = {
         "REKINDLE_HOME": str(stack.home.home),
         "REKINDLE_HOST": stack.settings.host,

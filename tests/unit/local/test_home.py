@@ -133,7 +133,7 @@ def test_ray_listens_on_loopback_behind_a_token(tmp_path: Path) -> None:
     command = ray_command(choose_ray_ports(), tmp_path)
     assert "--dashboard-host=127.0.0.1" in command
     assert "--node-ip-address=127.0.0.1" in command
-    environment = child_environment({"PATH": "/bin"}, "marker", "secret")
+    environment = child_environment({"PATH": "/bin"}, "marker", "secret", Path("/tmp/temp"))
     assert environment["RAY_AUTH_MODE"] == "token"
     assert environment["RAY_AUTH_TOKEN"] == "secret"
     assert not any("secret" in argument for argument in command)
@@ -141,7 +141,7 @@ def test_ray_listens_on_loopback_behind_a_token(tmp_path: Path) -> None:
 
 def test_the_environment_leads_to_no_other_cluster_and_to_this_python() -> None:
     inherited = {"PATH": "/bin", "RAY_ADDRESS": "10.0.0.1:6379", "OMP_NUM_THREADS": "4", "AWS_PROFILE": "mine"}
-    environment = child_environment(inherited, "marker", "secret")
+    environment = child_environment(inherited, "marker", "secret", Path("/tmp/temp"))
     assert "RAY_ADDRESS" not in environment
     assert environment["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
     assert environment["OMP_NUM_THREADS"] == "4"  # who sets it means it
