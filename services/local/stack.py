@@ -90,6 +90,7 @@ def run_stack(settings: Settings, say: Say = print, *, ready: Callable[[str], No
     home.prepare()
     with home.locked():
         _clean_up_after(home, say)
+        home.prepare()
         settings = _with_port(settings)
         stack = _plan(settings, home, say)
         home.write_record(stack.record)
@@ -116,14 +117,13 @@ def _clean_up_after(home: StackHome, say: Say) -> None:
 
 
 def _put_away_ray_logs(home: StackHome) -> None:
-    """Empties Ray's temporary folder, and keeps its last session's logs in the home."""
+    """Removes Ray's temporary folder, and keeps its last session's logs in the home."""
     latest = home.ray_temp / "session_latest" / "logs"
     if latest.is_dir():
         kept = home.logs / "ray"
         shutil.rmtree(kept, ignore_errors=True)
         shutil.copytree(latest.resolve(), kept, symlinks=True, ignore_dangling_symlinks=True)
     shutil.rmtree(home.ray_temp, ignore_errors=True)
-    home.ray_temp.mkdir(mode=0o700, exist_ok=True)
 
 
 def _with_port(settings: Settings) -> Settings:

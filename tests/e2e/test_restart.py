@@ -52,6 +52,7 @@ def test_everything_dies_in_the_middle_of_a_job_and_the_job_finishes_after_the_n
     assert second.stop() == 0
     assert orphans.left() == []
     assert StackHome(home).read_record() is None
+    assert not StackHome(home).ray_temp.exists()
 
     # A third start serves the model, with no job to run.
     third, url = start(home)
