@@ -32,10 +32,6 @@ def dataset_manifest(dataset_id: DatasetId, fingerprint: str) -> str:
 # --- jobs ---
 
 
-def job_prefix(job_id: JobId) -> str:
-    return f"jobs/{job_id}/"
-
-
 def job_spec(job_id: JobId) -> str:
     """The accepted job (`JobRecord`), written before the request is answered."""
     return f"jobs/{job_id}/spec.json"

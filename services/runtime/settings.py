@@ -106,9 +106,6 @@ class Settings(BaseSettings):
         default=100, ge=1, description="How many times its own size an archive may expand to."
     )
     max_images_per_request: int = Field(default=64, ge=1, description="Most images in one prediction request.")
-    max_image_pixels: int = Field(
-        default=178_956_970, ge=1, description="Largest image in pixels; the default admits 13,377 x 13,377."
-    )
 
     # --- the base model ---
     base_backbone: BackboneName = Field(
