@@ -1,9 +1,9 @@
 """The base of every contract model, and the field types that several of them share."""
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, WrapValidator
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$"
 
@@ -28,6 +28,15 @@ class StoredContract(BaseModel):
     """An immutable record read back from the bucket; fields that a newer release added are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+def stored(contract: TypeAdapter[Any]) -> WrapValidator:
+    """Makes a field of a stored record read a strict `Contract` leniently, at every depth.
+
+    An older gateway beside a newer one, or after a rollback, meets specs with fields it does not know. The API, which
+    reads the contract itself, stays strict.
+    """
+    return WrapValidator(lambda value, _: contract.validate_python(value, extra="ignore"))
 
 
 def utc_now() -> datetime:

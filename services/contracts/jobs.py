@@ -2,12 +2,12 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, TypeAdapter, model_validator
 
 from services.contracts.backbones import BACKBONES, MAX_IMAGE_SIZE, BackboneName
-from services.contracts.base import Contract, ResourceName, Sha256, StoredContract
+from services.contracts.base import Contract, ResourceName, Sha256, StoredContract, stored
 from services.contracts.ids import DatasetId, JobId
 
 
@@ -24,6 +24,8 @@ class WeightsUri(Contract):
 
 
 Weights = Literal["imagenet", "bundled"] | WeightsUri
+StoredWeights = Annotated[Weights, stored(TypeAdapter(Weights))]
+"""`Weights` as a stored record has them: fields of a newer release are ignored."""
 
 
 class EarlyStopping(Contract):
@@ -112,6 +114,10 @@ class TrainingJobSpec(Contract):
     def resolved_image_size(self) -> int:
         """`image_size`, or the backbone's default where it is null. Pixels."""
         return self.image_size or BACKBONES[self.backbone].default_image_size
+
+
+StoredSpec = Annotated[TrainingJobSpec, stored(TypeAdapter(TrainingJobSpec))]
+"""The spec as a stored record has it: fields of a newer release are ignored."""
 
 
 class JobKind(StrEnum):
@@ -263,7 +269,7 @@ class JobRecord(StoredContract):
     kind: JobKind
     model_name: str
     created_at: datetime
-    spec: TrainingJobSpec | None = Field(description="Null for `import_base`.")
+    spec: StoredSpec | None = Field(description="Null for `import_base`.")
     source_uri: str | None = Field(description="Where the dataset's files are; null for `import_base`.")
     base: "BaseModelSpec | None" = None
 
@@ -272,11 +278,17 @@ class BaseModelSpec(StoredContract):
     """The pretrained classifier that is served as `base`."""
 
     backbone: BackboneName
-    weights: Weights
+    weights: StoredWeights
     image_size: int
     labels_uri: str | None = Field(
         description="JSON: a list of names, or Keras' class index; null for ImageNet's, as Keras downloads them."
     )
+
+
+class JobCancellation(StoredContract):
+    """A user asked for the job to be stopped; written before that is answered."""
+
+    requested_at: datetime
 
 
 class Fence(StoredContract):

@@ -10,7 +10,7 @@ from pydantic import Field
 from services.contracts.backbones import BackboneName
 from services.contracts.base import Contract, Sha256, StoredContract
 from services.contracts.ids import JobId, TrunkId
-from services.contracts.jobs import TrainingJobSpec, Weights
+from services.contracts.jobs import StoredSpec, StoredWeights
 
 BASE_MODEL = "base"
 """The pretrained classifier's name. No job may publish under it."""
@@ -31,7 +31,7 @@ class TrunkRecipe(StoredContract):
     """What a trunk is made from, before its weights were read."""
 
     backbone: BackboneName
-    weights: Weights
+    weights: StoredWeights
     image_size: int
     cut: Literal["pooled"] = "pooled"
     preprocessing_version: int = PREPROCESSING_VERSION
@@ -50,7 +50,7 @@ class TrunkManifest(StoredContract):
 
     trunk_id: TrunkId
     backbone: BackboneName
-    weights: Weights
+    weights: StoredWeights
     weights_sha256: Sha256
     image_size: int
     cut: Literal["pooled"]
@@ -110,7 +110,7 @@ class ModelManifest(StoredContract):
     tail: ObjectRef = Field(description="Safetensors: `kernel` [feature_dim, labels], `bias` [labels], float32.")
     tail_sha256: Sha256 = Field(description="Over the tail's tensors alone: equal for equal weights.")
     labels: list[str]
-    spec: TrainingJobSpec | None
+    spec: StoredSpec | None
     dataset_content_sha256: Sha256 | None
     train_image_count: int
     evaluation: Evaluation | None
@@ -128,7 +128,7 @@ class VersionDeletion(StoredContract):
 
 class AliasRecord(StoredContract):
     alias: str
-    version: int
+    version: int | None = Field(description="Null: the alias was deleted.")
     updated_at: datetime
 
 

@@ -42,6 +42,11 @@ def job_outcome(job_id: JobId) -> str:
     return f"jobs/{job_id}/outcome.json"
 
 
+def job_cancellation(job_id: JobId) -> str:
+    """A user asked for the job to be stopped (`JobCancellation`)."""
+    return f"jobs/{job_id}/cancel.json"
+
+
 def job_fence(job_id: JobId) -> str:
     """The newest attempt (`Fence`). An attempt whose number is lower must not commit."""
     return f"jobs/{job_id}/fence.json"

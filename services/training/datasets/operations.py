@@ -69,7 +69,7 @@ async def create(training: Training, principal: Principal, body: NewDataset, key
         layout=layout,
         created_at=utc_now(),
     )
-    await asyncio.to_thread(_record, training.store, dataset)
+    dataset = await asyncio.to_thread(_record_once, training.store, dataset)
     try:
         async with training.database.transaction() as session:
             if await queries.find_row(session, dataset_id) is None:
@@ -192,6 +192,17 @@ async def _awaiting_upload(training: Training, dataset_id: str) -> Dataset:
             {"state": dataset.state.value},
         )
     return dataset
+
+
+def _record_once(store: ObjectStore, dataset: Dataset) -> Dataset:
+    """The dataset as it stands in the bucket: the record of the same request sent before is kept.
+
+    A request that was held up must not put back what was completed in the meantime.
+    """
+    key = names.dataset_record(dataset.id)
+    if store.put(key, dataset.model_dump_json().encode(), if_absent=True) is not None:
+        return dataset
+    return Dataset.model_validate_json(store.get(key), extra="ignore")
 
 
 def _record(store: ObjectStore, dataset: Dataset) -> None:

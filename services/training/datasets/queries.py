@@ -52,9 +52,9 @@ def to_dataset(row: DatasetRow) -> Dataset:
     return Dataset(
         id=DatasetId(row.id),
         name=row.name,
-        source=_SOURCE.validate_python(row.source),
+        source=_SOURCE.validate_python(row.source, extra="ignore"),
         state=DatasetState(row.state),
-        layout=None if row.layout is None else DatasetLayout.model_validate(row.layout),
+        layout=None if row.layout is None else DatasetLayout.model_validate(row.layout, extra="ignore"),
         created_at=row.created_at,
     )
 

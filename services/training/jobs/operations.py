@@ -1,6 +1,7 @@
 """What can be done with training jobs. A job is in the bucket and in the database before it is answered."""
 
 import asyncio
+from datetime import datetime
 
 from sqlalchemy.exc import IntegrityError
 
@@ -18,6 +19,7 @@ from services.contracts.errors import (
 from services.contracts.ids import JobId, new_job_id, submission_id
 from services.contracts.jobs import (
     EpochMetrics,
+    JobCancellation,
     JobKind,
     JobRecord,
     JobState,
@@ -158,9 +160,17 @@ async def cancel(training: Training, job_id: str) -> TrainingJob:
             row.updated_at = utc_now()
             event = state_event(state, JobState.CANCELLING, row.updated_at, row.attempt, row.reason)
             queries.append_events(session, row, [event])
+    if not JobState(row.state).is_terminal:
+        await asyncio.to_thread(_record_cancellation, training.store, JobId(row.id), row.updated_at)
     training.wake.send()
     training.changed.send()
     return queries.to_job(row)
+
+
+def _record_cancellation(store: ObjectStore, job_id: JobId, at: datetime) -> None:
+    """Into the bucket before the answer: a restored job must not come back to life. The first record stays."""
+    cancellation = JobCancellation(requested_at=at)
+    store.put(names.job_cancellation(job_id), cancellation.model_dump_json().encode(), if_absent=True)
 
 
 async def metrics(training: Training, job_id: str) -> list[EpochMetrics]:

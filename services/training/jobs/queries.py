@@ -145,7 +145,7 @@ def to_job(row: JobRow) -> TrainingJob:
     """The row as the API shows it."""
     return TrainingJob(
         id=JobId(row.id),
-        spec=TrainingJobSpec.model_validate(row.spec),
+        spec=TrainingJobSpec.model_validate(row.spec, extra="ignore"),
         model_name=row.model_name,
         state=JobState(row.state),
         attempt=row.attempt,

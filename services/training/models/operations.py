@@ -1,17 +1,18 @@
 """What can be done with models. Aliases and deletions are copied to the bucket before they are answered."""
 
 import asyncio
+from datetime import timedelta
 
 from sqlalchemy.exc import IntegrityError
 
 from services.contracts import names
 from services.contracts.base import utc_now
 from services.contracts.errors import CallerError, Conflict, NotFound
-from services.contracts.models import AliasChange, AliasRecord, Model, ModelAlias, ModelVersion, VersionDeletion
+from services.contracts.models import AliasChange, Model, ModelAlias, ModelVersion
 from services.contracts.pages import Page
 from services.runtime.database.tables import ModelAliasRow
 from services.training.context import Training
-from services.training.models import queries
+from services.training.models import copies, queries
 
 RESERVED_ALIAS = "latest"
 _RACES = 5
@@ -82,7 +83,8 @@ async def _move_alias(training: Training, name: str, alias: str, change: AliasCh
             session.add(row)
         elif row.version != change.version:
             row.version = change.version
-            row.updated_at = utc_now()
+            # Later than before on every clock: a restore tells the newer record by it.
+            row.updated_at = max(utc_now(), row.updated_at + timedelta(microseconds=1))
         await session.flush()
         return queries.to_alias(row)
 
@@ -91,30 +93,28 @@ async def delete_alias(training: Training, name: str, alias: str) -> None:
     """Removes an alias. Raises `NotFound`."""
     async with training.database.transaction() as session:
         row = await queries.find_alias(session, name, alias, lock=True)
-        if row is None:
-            raise NotFound(f"model {name!r} has no alias {alias!r}", {"model_name": name, "alias": alias})
-        await session.delete(row)
+        if row is not None:
+            await session.delete(row)
+    # Also where it was gone: the one who removed it may have died before the bucket heard of it.
     await _copy_alias(training, name, alias)
+    if row is None:
+        raise NotFound(f"model {name!r} has no alias {alias!r}", {"model_name": name, "alias": alias})
 
 
 async def _copy_alias(training: Training, name: str, alias: str) -> None:
-    """Makes the bucket's record what the database says.
+    """Makes the bucket's record what the database says, after the change was committed and before it is answered.
 
-    Looks again after it wrote: of several that copy at a time, the one that writes last has seen the newest row.
+    The record is replaced only where it still is what it was before the database was asked. So of several that copy at
+    a time, a slow one never puts back what a faster one has brought up to date, even where it is killed right after.
     """
     key = names.model_alias(name, alias)
-    copied: AliasRecord | None = None
-    for number in range(_RACES * 2):
+    for _ in range(_RACES * 2):
+        standing = await asyncio.to_thread(copies.read_alias, training.store, key)
         async with training.database.session() as session:
             row = await queries.find_alias(session, name, alias)
-        record = None if row is None else AliasRecord(alias=alias, version=row.version, updated_at=row.updated_at)
-        if number > 0 and record == copied:
+        if await asyncio.to_thread(copies.write_alias, training.store, key, alias, row, standing):
             return
-        if record is None:
-            await asyncio.to_thread(training.store.delete, [key])
-        else:
-            await asyncio.to_thread(training.store.put, key, record.model_dump_json().encode())
-        copied = record
+    raise Conflict(f"the alias {alias!r} of model {name!r} is being changed by others: try again")
 
 
 async def delete_version(training: Training, name: str, version: int) -> None:
@@ -135,7 +135,5 @@ async def delete_version(training: Training, name: str, version: int) -> None:
             )
         deleted_at = row.deleted_at or utc_now()
         row.deleted_at = deleted_at
-    deletion = VersionDeletion(deleted_at=deleted_at)
-    key = names.model_deletion(name, version)
-    await asyncio.to_thread(training.store.put, key, deletion.model_dump_json().encode())
+    await asyncio.to_thread(copies.write_deletion, training.store, name, version, deleted_at)
     training.published.send()

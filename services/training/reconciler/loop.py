@@ -20,6 +20,7 @@ from services.training.context import Training
 from services.training.idempotency import forget_before
 from services.training.jobs import queries
 from services.training.jobs.operations import accept
+from services.training.models import copies
 from services.training.ray_api import RayStatus
 from services.training.reconciler import records, transitions
 from services.training.reconciler.actor import Actor
@@ -31,6 +32,7 @@ from services.training.reconciler.transitions import LeasedDatabase
 LEASE_NAME = "reconciler"
 JOBS_AT_A_TIME = 16
 SERVE_INTERVAL_S = 5.0
+COPIES_INTERVAL_S = 600.0
 KEYS_KEPT = timedelta(days=7)
 RELEASE_TIMEOUT_S = 3.0
 BASE_MAX_ATTEMPTS = 3
@@ -77,6 +79,7 @@ class Reconciler:
             asyncio.create_task(self._renew(lease), name="reconciler-renew"),
             asyncio.create_task(self._keep_jobs(lease), name="reconciler-jobs"),
             asyncio.create_task(self._keep_serve(), name="reconciler-serve"),
+            asyncio.create_task(self._keep_copies(), name="reconciler-copies"),
         ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -227,6 +230,20 @@ class Reconciler:
                 self._complain("serve", error)
             await self._training.published.wait(mark, SERVE_INTERVAL_S)
 
+    # --- copies in the bucket ---------------------------------------------------------------------------------------
+
+    async def _keep_copies(self) -> None:
+        """A predecessor may have died between a change and its copy."""
+        while True:
+            try:
+                await copies.heal(self._training)
+                self._troubles.pop("copies", None)
+            except RetryLater as error:
+                self._complain("copies", error)
+                await asyncio.sleep(SERVE_INTERVAL_S)
+                continue
+            await asyncio.sleep(COPIES_INTERVAL_S)
+
     # --- logs -------------------------------------------------------------------------------------------------------
 
     def _complain(self, about: str, error: Exception) -> None:
@@ -240,7 +257,7 @@ class Reconciler:
         write("reconciler.trouble", about=about, reason=shown, exc_info=None if expected else error)
 
     def _forget_troubles(self, rows: Sequence[JobRow]) -> None:
-        known = {row.id for row in rows} | {"lease", "jobs", "serve", "cluster"}
+        known = {row.id for row in rows} | {"lease", "jobs", "serve", "copies", "cluster"}
         for about in self._troubles.keys() - known:
             del self._troubles[about]
 
