@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -10,6 +11,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -51,8 +53,8 @@ def postgres_server() -> Iterator[PostgresServer]:
     # Not pytest's own folder: that one is closed to other users, and the server may have to be one.
     folder = Path(tempfile.mkdtemp(prefix="rekindle-pg-"))
     try:
-        with _start(folder) as server:
-            yield server
+        with PostgresProcess(folder) as running:
+            yield running.server
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -94,65 +96,66 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     await database.close()
 
 
-class _start:  # noqa: N801 (reads as a verb where it is used)
-    """Initialises and starts a server in a folder; stops it at the end of the block."""
+class PostgresProcess:
+    """A server in a folder, from its initialisation to the end of the block; it may be stopped and started within."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> PostgresServer:
+    def __enter__(self) -> Self:
         if os.geteuid() == 0:
             os.chown(self._folder, NOBODY, NOBODY)
-        bin_path = _programs(self._folder)
-        data = self._folder / "data"
+        self._bin_path = _programs(self._folder)
+        data = ["-D", str(self._folder / "data")]
         _run(
-            [
-                str(bin_path / "initdb"),
-                "-D",
-                str(data),
-                "-U",
-                "postgres",
-                "--auth=trust",
-                "-E",
-                "UTF8",
-                "--locale=C",
-                "-N",
-            ]
+            [str(self._bin_path / "initdb"), *data, "-U", "postgres", "--auth=trust", "-E", "UTF8", "--locale=C", "-N"]
         )
-        # Nothing here outlives the server, so it need not wait for the disk.
-        options = ["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=200"]
-        log = (self._folder / "log").open("wb")
-        self._process = subprocess.Popen(
-            [str(bin_path / "postgres"), "-D", str(data), "-k", str(self._folder), *options],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            **_as_server_user(),
-        )
-        log.close()
-        server = PostgresServer(bin_path, self._folder)
-        self._await_ready(server)
-        return server
-
-    def _await_ready(self, server: PostgresServer) -> None:
-        assert self._process is not None
-        deadline = time.monotonic() + START_TIMEOUT_S
-        probe = [str(server.bin_path / "pg_isready"), "-q", "-h", str(server.socket_dir)]
-        while subprocess.run(probe, timeout=10).returncode != 0:
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.__exit__()
-                pytest.fail(f"PostgreSQL did not start:\n{(self._folder / 'log').read_text()}")
-            time.sleep(0.05)
+        self.start()
+        return self
 
     def __exit__(self, *_error: object) -> None:
-        assert self._process is not None
-        self._process.send_signal(2)  # "fast": ends sessions, then stops
+        self.stop()
+
+    @property
+    def server(self) -> PostgresServer:
+        return PostgresServer(self._bin_path, self._folder)
+
+    def start(self) -> None:
+        """Starts the server and waits until it answers."""
+        # Nothing here outlives the server, so it need not wait for the disk.
+        options = ["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=200"]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(self._bin_path / "postgres"), "-D", str(self._folder / "data"), "-k", str(self._folder), *options],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                **_as_server_user(),
+            )
+        self._await_ready()
+
+    def stop(self) -> None:
+        """Ends sessions, then the server. Does nothing where it is stopped."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGINT)  # PostgreSQL's "fast" way
         try:
             self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait(STOP_TIMEOUT_S)
+        self._process = None
+
+    def _await_ready(self) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + START_TIMEOUT_S
+        probe = [str(self._bin_path / "pg_isready"), "-q", "-h", str(self._folder)]
+        while subprocess.run(probe, timeout=10).returncode != 0:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                pytest.fail(f"PostgreSQL did not start:\n{(self._folder / 'log').read_text()}")
+            time.sleep(0.05)
 
 
 def _programs(folder: Path) -> Path:
