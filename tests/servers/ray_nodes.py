@@ -168,6 +168,8 @@ class RayNodes:
         assert self.head is None, "the head lives"
         storage = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(self.temp_dir / "gcs")}
         head = self._machine("head", HEAD_IP, storage if self.persistent_head else {})
+        # With it Ray takes the nodes' raylets, which are on this same machine, for a head that still runs.
+        (head.temp_dir / "ray_current_cluster").unlink(missing_ok=True)
         agent, client = free_ports(2)
         options = {
             "head": None,
