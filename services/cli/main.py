@@ -21,6 +21,7 @@ COMMANDS = {
     "jobs": "services.cli.jobs",
     "models": "services.cli.models",
     "keys": "services.cli.keys",
+    "restore": "services.cli.restore",
 }
 """Modules with `app`, a Typer of one command or several."""
 

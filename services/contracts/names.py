@@ -52,6 +52,10 @@ def job_fence(job_id: JobId) -> str:
     return f"jobs/{job_id}/fence.json"
 
 
+def attempts_prefix(job_id: JobId) -> str:
+    return f"jobs/{job_id}/attempts/"
+
+
 def attempt_outcome(job_id: JobId, attempt: int) -> str:
     """How an attempt ended (`AttemptOutcome`), created only if absent."""
     return f"jobs/{job_id}/attempts/a{attempt}/outcome.json"
@@ -136,6 +140,10 @@ def model_manifest(model_name: str, version: int) -> str:
 def model_deletion(model_name: str, version: int) -> str:
     """`VersionDeletion`: the version was deleted by a user and is no longer shown or served."""
     return f"models/{model_name}/v{version}/deleted.json"
+
+
+def model_aliases(model_name: str) -> str:
+    return f"models/{model_name}/aliases/"
 
 
 def model_alias(model_name: str, alias: str) -> str:

@@ -66,7 +66,7 @@ async def take_over(leased: LeasedDatabase, seen: JobRow, records: Sequence[Prog
             # It got further than ever before: what went wrong until here is no pattern.
             row.infrastructure_failures = 0
             row.deaths = 0
-        _write_progress(row, progress)
+        write_progress(row, progress)
         row.progress_seq = max(record.seq for record in records)
         row.updated_at = now
         return True
@@ -179,7 +179,8 @@ def _progress_of(row: JobRow) -> JobProgress:
     )
 
 
-def _write_progress(row: JobRow, progress: JobProgress) -> None:
+def write_progress(row: JobRow, progress: JobProgress) -> None:
+    """Puts what the reports say into the job's row."""
     row.state = progress.state.value
     row.progress = None if progress.progress is None else progress.progress.model_dump(mode="json")
     row.metrics = None if progress.metrics is None else progress.metrics.model_dump(mode="json")
