@@ -3,10 +3,10 @@
 import errno
 from collections.abc import Mapping
 
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 
 from services.contracts.errors import CallerError, Fenced, RekindleError, RetryLater
-from services.contracts.jobs import Failure, FailureClass
+from services.contracts.jobs import PROCESS_LOST, Failure, FailureClass
 
 _INFRASTRUCTURE_ERRNOS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
@@ -43,6 +43,9 @@ def classify(error: BaseException) -> Failure | None:
             return _failure(FailureClass.INFRASTRUCTURE, cause)
         case RekindleError():
             return _failure(FailureClass.UNKNOWN, cause)
+        case WorkerCrashedError() | OutOfMemoryError():
+            message = f"a process of the job died ({type(cause).__name__}): {_first_line(cause)}"
+            return Failure(failure_class=FailureClass.INFRASTRUCTURE, code=PROCESS_LOST, message=message)
         case RayError():
             message = f"a machine or process of the cluster was lost ({type(cause).__name__}): {_first_line(cause)}"
             return Failure(failure_class=FailureClass.INFRASTRUCTURE, code="cluster_lost", message=message)

@@ -176,6 +176,11 @@ class FailureClass(StrEnum):
     """Anything else: tried again up to `max_attempts`."""
 
 
+PROCESS_LOST = "process_lost"
+"""The code of an infrastructure failure that the job's own input may have caused: a process of it died, its machine did
+not. Without progress it is repeated a few times only."""
+
+
 class Failure(StoredContract):
     failure_class: FailureClass
     code: str = Field(description="Stable, for programs, e.g. `class_too_small`.")

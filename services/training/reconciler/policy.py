@@ -7,15 +7,15 @@ not dead; one attempt at a time; only a person's mistake or repeated unexplained
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from services.contracts.jobs import AttemptOutcome, Failure, FailureClass, JobState, PublishedModel
+from services.contracts.jobs import PROCESS_LOST, AttemptOutcome, Failure, FailureClass, JobState, PublishedModel
 from services.training.ray_api import RayStatus
 
 PENDING_GRACE = timedelta(seconds=10)
 """An attempt that Ray has not started after this long waits for capacity."""
 
 DEATHS_BEFORE_COUNTING = 5
-"""From this death in a row without progress on, a driver that dies without a word counts as an unknown failure: it may
-be out of memory every time, and would crash for ever."""
+"""From this death in a row without progress on, a process that dies counts as an unknown failure: its input may crash
+it, or it may be out of memory, every time and for ever. Lost machines and clusters are no deaths."""
 
 MAX_MESSAGE_CHARACTERS = 500
 
@@ -59,7 +59,7 @@ class JobView:
     infrastructure_failures: int = 0
     """Failures in a row since the job last got further."""
     deaths: int = 0
-    """Of these, attempts that ended without a word."""
+    """Of these, attempts whose own process died."""
     retry_at: datetime | None = None
     """Set between attempts: the newest attempt is over, and the next may start at this time."""
 
@@ -151,6 +151,8 @@ def decide(job: JobView, seen: Observation, now: datetime, backoff: Backoff) -> 
         return _decide_start(job, seen, now)
     if outcome is not None:
         failure = outcome.failure or _unexplained("The attempt ended without a model and without a reason.")
+        if failure.code == PROCESS_LOST:
+            return _after_death(job, failure.message, now, backoff)
         return _after_failure(job, failure, now, backoff)
     return _decide_running(job, seen, now, backoff)
 
@@ -208,19 +210,19 @@ def _decide_running(job: JobView, seen: Observation, now: datetime, backoff: Bac
             if seen.error_type in NOT_STARTED_ERRORS:
                 failure = _infrastructure("attempt_not_started", f"Ray could not run the attempt.{_said(seen.message)}")
                 return _after_failure(job, failure, now, backoff)
-            return _after_death(job, seen, now, backoff)
+            died = f"The attempt's process died without a word.{_said(seen.message)}"
+            return _after_death(job, died, now, backoff)
 
 
-def _after_death(job: JobView, seen: Observation, now: datetime, backoff: Backoff) -> Action:
-    said = _said(seen.message)
+def _after_death(job: JobView, what: str, now: datetime, backoff: Backoff) -> Action:
+    """`what` is a sentence. Machines fail now and then; what dies at the same place every time is at fault itself."""
     deaths = job.deaths + 1
     if deaths < DEATHS_BEFORE_COUNTING:
-        failure = _infrastructure("attempt_died", f"The attempt's process died without a word.{said}")
-    else:
-        failure = _unexplained(
-            f"The attempt's process died without a word, {deaths} times in a row without getting further: it may need "
-            f"more memory than the machine has.{said}"
-        )
+        return _after_failure(job, _infrastructure("attempt_died", what), now, backoff, deaths=deaths)
+    failure = _unexplained(
+        f"{what.rstrip('.')}, for the {deaths}th time in a row without getting further: it may need more memory than "
+        "the machine has, or one of its images may crash what reads it."
+    )
     return _after_failure(job, failure, now, backoff, deaths=deaths)
 
 

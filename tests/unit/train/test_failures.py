@@ -3,7 +3,7 @@
 import errno
 
 import pytest
-from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
 
 from ray_cluster.train.failures import AttemptFailed, classify
 from services.contracts.errors import (
@@ -36,8 +36,9 @@ CASES = [
     (in_a_task(WeightsUnusable("wrong sha256")).as_instanceof_cause(), FailureClass.USER, "weights_unusable"),
     (ObjectStoreUnavailable("timeout"), FailureClass.INFRASTRUCTURE, "object_store_unavailable"),
     (in_a_task(ObjectStoreUnavailable("timeout")), FailureClass.INFRASTRUCTURE, "object_store_unavailable"),
-    (WorkerCrashedError(), FailureClass.INFRASTRUCTURE, "cluster_lost"),
-    (OutOfMemoryError("killed"), FailureClass.INFRASTRUCTURE, "cluster_lost"),
+    (WorkerCrashedError(), FailureClass.INFRASTRUCTURE, "process_lost"),
+    (OutOfMemoryError("killed"), FailureClass.INFRASTRUCTURE, "process_lost"),
+    (NodeDiedError("gone"), FailureClass.INFRASTRUCTURE, "cluster_lost"),
     (WorkerGroupError({0: RayActorError()}), FailureClass.INFRASTRUCTURE, "cluster_lost"),
     (ConnectionResetError("peer"), FailureClass.INFRASTRUCTURE, "connection_lost"),
     (OSError(errno.ENOSPC, "no space left"), FailureClass.INFRASTRUCTURE, "machine_failed"),

@@ -8,10 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.contracts.ids import JobId
-from services.contracts.jobs import AttemptOutcome, Failure, FailureClass, JobState, PublishedModel
+from services.contracts.jobs import PROCESS_LOST, AttemptOutcome, Failure, FailureClass, JobState, PublishedModel
 from services.training.ray_api import RayStatus
 from services.training.reconciler.policy import (
     DEATHS_BEFORE_COUNTING,
+    NOT_STARTED_ERRORS,
     PENDING_GRACE,
     Action,
     Backoff,
@@ -201,6 +202,90 @@ def test_an_attempt_that_ended_well_and_left_nothing_is_unexplained() -> None:
     action = decide(JOB, look(RayStatus.SUCCEEDED), NOW, BACKOFF)
     assert isinstance(action, Retry)
     assert action.unknown_failures == 1
+
+
+def failed_with(failure_class: FailureClass, code: str) -> AttemptOutcome:
+    ended = outcome(failure_class)
+    assert ended.failure is not None
+    return ended.model_copy(update={"failure": ended.failure.model_copy(update={"code": code})})
+
+
+COUNTED = replace(JOB, unknown_failures=1, infrastructure_failures=1, deaths=1)
+# An attempt's own account, and what is done: the next state, and which of the three counters grow.
+ENDS: list[tuple[FailureClass, str, JobState, tuple[int, int, int]]] = [
+    (FailureClass.USER, "class_too_small", JobState.FAILED, (0, 0, 0)),
+    (FailureClass.INFRASTRUCTURE, "cluster_lost", JobState.QUEUED, (0, 1, 0)),
+    (FailureClass.INFRASTRUCTURE, "object_store_unavailable", JobState.QUEUED, (0, 1, 0)),
+    (FailureClass.INFRASTRUCTURE, PROCESS_LOST, JobState.QUEUED, (0, 1, 1)),
+    (FailureClass.CAPACITY, "no_machine", JobState.WAITING_FOR_CAPACITY, (0, 1, 0)),
+    (FailureClass.UNKNOWN, "internal_error", JobState.QUEUED, (1, 0, 0)),
+]
+
+
+@pytest.mark.parametrize(("failure_class", "code", "state", "counted"), ENDS)
+@pytest.mark.parametrize("ray", [each for each in RayStatus if each is not RayStatus.RUNNING])
+def test_the_rule_of_every_failure_class(
+    failure_class: FailureClass, code: str, state: JobState, counted: tuple[int, int, int], ray: RayStatus
+) -> None:
+    action = decide(COUNTED, look(ray, outcome=failed_with(failure_class, code)), NOW, BACKOFF)
+    if state is JobState.FAILED:
+        assert isinstance(action, Fail)
+        return
+    assert isinstance(action, Retry)
+    assert action.state is state
+    grown = (action.unknown_failures - 1, action.infrastructure_failures - 1, action.deaths - 1)
+    assert grown == counted
+
+
+def test_the_table_of_failure_classes_is_complete() -> None:
+    assert {row[0] for row in ENDS} == set(FailureClass)
+
+
+# What Ray says of an attempt that left no account, and what is done.
+SILENCES: list[tuple[RayStatus, str | None, type[Action], tuple[int, int, int]]] = [
+    (RayStatus.PENDING, None, Wait, (0, 0, 0)),
+    (RayStatus.RUNNING, None, Wait, (0, 0, 0)),
+    (RayStatus.UNREACHABLE, None, Wait, (0, 0, 0)),
+    (RayStatus.SUCCEEDED, None, Retry, (1, 0, 0)),
+    (RayStatus.FAILED, None, Retry, (0, 1, 1)),
+    *((RayStatus.FAILED, error_type, Retry, (0, 1, 0)) for error_type in sorted(NOT_STARTED_ERRORS)),
+    (RayStatus.STOPPED, None, Retry, (0, 1, 0)),
+    (RayStatus.NOT_FOUND, None, Retry, (0, 1, 0)),
+]
+
+
+@pytest.mark.parametrize(("ray", "error_type", "expected", "counted"), SILENCES)
+def test_the_rule_of_every_ray_status(
+    ray: RayStatus, error_type: str | None, expected: type[Action], counted: tuple[int, int, int]
+) -> None:
+    action = decide(COUNTED, look(ray, error_type=error_type), NOW, BACKOFF)
+    assert type(action) is expected
+    if isinstance(action, Retry):
+        grown = (action.unknown_failures - 1, action.infrastructure_failures - 1, action.deaths - 1)
+        assert grown == counted
+
+
+def test_the_table_of_ray_statuses_is_complete() -> None:
+    assert {row[0] for row in SILENCES} == set(RayStatus)
+
+
+@pytest.mark.parametrize("tells", [False, True], ids=["silent", "told"])
+def test_input_that_kills_its_process_again_and_again_ends_the_job(tells: bool) -> None:
+    job = replace(JOB, max_attempts=3)
+    seen = look(RayStatus.FAILED, outcome=failed_with(FailureClass.INFRASTRUCTURE, PROCESS_LOST) if tells else None)
+    ends_with = DEATHS_BEFORE_COUNTING + job.max_attempts - 1
+    for _ in range(ends_with - 1):
+        action = decide(job, seen, NOW, BACKOFF)
+        assert isinstance(action, Retry)
+        job = replace(
+            job,
+            unknown_failures=action.unknown_failures,
+            infrastructure_failures=action.infrastructure_failures,
+            deaths=action.deaths,
+        )
+    action = decide(job, seen, NOW, BACKOFF)
+    assert isinstance(action, Fail)
+    assert f"for the {ends_with}th time in a row without getting further" in action.failure.message
 
 
 @pytest.mark.parametrize(("failures", "wait_s"), [(1, 2), (2, 4), (3, 8), (7, 120), (10_000, 120)])
