@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 import ray
 
-from ray_cluster.train import stages
+from ray_cluster.train import stages, trainers
 from ray_cluster.train.base_import import import_base
 from ray_cluster.train.cluster import default_parallelism
 from ray_cluster.train.context import AttemptContext
 from ray_cluster.train.failures import classify
 from ray_cluster.train.fence import check_fence
+from ray_cluster.train.fit import find_finished
 from ray_cluster.train.reporter import Reporter
 from services.contracts import names
 from services.contracts.base import utc_now
@@ -88,12 +89,14 @@ def run_attempt(store: ObjectStore, arguments: Arguments) -> PublishedModel:
 
 
 def train(context: AttemptContext) -> ModelManifest:
-    """The story of a training run. The trunk is built while preflight reads the images."""
+    """The story of a training run. The trunk is built, and a trainer loads, while preflight reads the images."""
     spec, source_uri = context.record.spec, context.record.source_uri
     if spec is None or source_uri is None:
         raise InternalError(f"job {context.record.job_id} is to train and says not what, or on what")
     recipe = TrunkRecipe(backbone=spec.backbone, weights=spec.resolved_weights(), image_size=spec.resolved_image_size())
     pending_trunk = stages.PendingTrunk(context, recipe)
+    if find_finished(context.store, context.record.job_id) is None:
+        trainers.keep_warm(1)
     manifest = stages.run_preflight(context, spec, source_uri)
     trunk = stages.run_features(context, spec, source_uri, manifest, pending_trunk)
     trained = stages.run_fit(context, spec, manifest, trunk)

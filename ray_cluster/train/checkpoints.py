@@ -6,8 +6,9 @@ last and only if absent. Readers trust manifests only, verify every hash, and fa
 
 import hashlib
 import logging
-import queue
+import random
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -21,13 +22,17 @@ from ray_cluster.train.fence import check_fence
 from services.contracts import names
 from services.contracts.base import utc_now
 from services.contracts.checkpoints import CheckpointManifest
-from services.contracts.errors import CorruptObject, NotFound, RekindleError, RetryLater
+from services.contracts.errors import CorruptObject, NotFound, ObjectStoreUnavailable, RekindleError, RetryLater
 from services.contracts.ids import JobId
 from services.contracts.models import Fingerprint, ObjectRef
 from services.runtime.objects import ObjectStore
+from services.runtime.objects.retry import RetryPolicy
 
 KEEP = 2
 """Checkpoints of a job that are kept: the newest, and one to fall back to."""
+
+WRITE_POLICY = RetryPolicy(base_delay_s=0.5, max_delay_s=15.0)
+"""Between the tries to write a checkpoint; how often is not bounded."""
 
 _STATE = "state"
 _MANIFEST = "manifest.json"
@@ -55,7 +60,7 @@ class Checkpoint:
 
 
 def load_newest(store: ObjectStore, job_id: JobId) -> Checkpoint | None:
-    """The checkpoint of the greatest (step, attempt) that is intact, or None. Any attempt's may be resumed from."""
+    """The checkpoint of the greatest (step, attempt, term) that is intact, or None. Any may be resumed from."""
     for _, prefix in sorted(_committed(store, job_id), reverse=True):
         try:
             return _load(store, prefix + _MANIFEST)
@@ -64,17 +69,20 @@ def load_newest(store: ObjectStore, job_id: JobId) -> Checkpoint | None:
     return None
 
 
-def commit(store: ObjectStore, job_id: JobId, attempt: int, snapshot: Snapshot, fingerprint: Fingerprint) -> None:
+def commit(
+    store: ObjectStore, job_id: JobId, attempt: int, snapshot: Snapshot, fingerprint: Fingerprint, term: int = 0
+) -> None:
     """Writes a checkpoint and removes what it makes superfluous. Repeating it is harmless.
 
-    Raises `Fenced` when the attempt was given up, and then nothing was committed; `RetryLater`.
+    Raises `Fenced` when the attempt or the term was given up, and then nothing was committed; `RetryLater`.
     """
     data = save({name: np.asarray(tensor, order="C") for name, tensor in snapshot.tensors.items()})
-    key = f"{names.checkpoint_prefix(job_id, attempt, snapshot.step)}{_STATE}.safetensors"
+    key = f"{names.checkpoint_prefix(job_id, attempt, term, snapshot.step)}{_STATE}.safetensors"
     store.put(key, data)
     manifest = CheckpointManifest(
         job_id=job_id,
         attempt=attempt,
+        term=term,
         step=snapshot.step,
         epoch=snapshot.epoch,
         created_at=utc_now(),
@@ -82,14 +90,14 @@ def commit(store: ObjectStore, job_id: JobId, attempt: int, snapshot: Snapshot, 
         fingerprint=fingerprint,
         position=snapshot.position,
     )
-    check_fence(store, job_id, attempt)
-    manifest_key = names.checkpoint_manifest(job_id, attempt, snapshot.step)
+    check_fence(store, job_id, attempt, term)
+    manifest_key = names.checkpoint_manifest(job_id, attempt, term, snapshot.step)
     store.put(manifest_key, manifest.model_dump_json().encode(), if_absent=True)
-    collect_garbage(store, job_id, attempt)
+    collect_garbage(store, job_id, attempt, term)
 
 
-def collect_garbage(store: ObjectStore, job_id: JobId, attempt: int) -> None:
-    """Removes all but the newest `KEEP` checkpoints, and what earlier attempts left without a manifest.
+def collect_garbage(store: ObjectStore, job_id: JobId, attempt: int, term: int = 0) -> None:
+    """Removes all but the newest `KEEP` checkpoints, and what earlier attempts and terms left without a manifest.
 
     A checkpoint's manifest goes first: what is half removed is no checkpoint.
     """
@@ -101,25 +109,28 @@ def collect_garbage(store: ObjectStore, job_id: JobId, attempt: int) -> None:
     for info in store.list(root):
         prefix = info.key[: info.key.rindex("/") + 1]
         unfinished = prefix not in committed
-        if prefix in kept or (unfinished and _order(prefix.removeprefix(root))[1] >= attempt):
+        if prefix in kept or (unfinished and _order(prefix.removeprefix(root))[1:] >= (attempt, term)):
             continue
         (manifests if info.key.endswith(f"/{_MANIFEST}") else objects).append(info.key)
     store.delete(manifests)
     store.delete(objects)
 
 
-def _committed(store: ObjectStore, job_id: JobId) -> list[tuple[tuple[int, int], str]]:
-    """((step, attempt), prefix) of every checkpoint with a manifest."""
+_Order = tuple[int, int, int]
+
+
+def _committed(store: ObjectStore, job_id: JobId) -> list[tuple[_Order, str]]:
+    """((step, attempt, term), prefix) of every checkpoint with a manifest."""
     root = names.checkpoints_prefix(job_id)
     manifests = [info.key for info in store.list(root) if info.key.endswith(f"/{_MANIFEST}")]
     prefixes = [key.removesuffix(_MANIFEST) for key in manifests]
     return [(_order(prefix.removeprefix(root)), prefix) for prefix in prefixes]
 
 
-def _order(folder: str) -> tuple[int, int]:
-    """(step, attempt) out of `a0001-s0000000042/`."""
-    attempt, step = folder.removesuffix("/").split("-s")
-    return int(step), int(attempt.removeprefix("a"))
+def _order(folder: str) -> _Order:
+    """(step, attempt, term) out of `a0001-t0002-s0000000042/`."""
+    attempt, term, step = folder.removesuffix("/").split("-")
+    return int(step.removeprefix("s")), int(attempt.removeprefix("a")), int(term.removeprefix("t"))
 
 
 def _load(store: ObjectStore, manifest_key: str) -> Checkpoint:
@@ -134,57 +145,123 @@ def _load(store: ObjectStore, manifest_key: str) -> Checkpoint:
         raise CorruptObject(f"{manifest_key} cannot be read: {error}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class WriterFault:
+    """Checkpoints could not be written for a while."""
+
+    error: RetryLater
+    lasted_s: float
+    """Since the last checkpoint was committed, or the writer began."""
+    over: bool
+    """Whether one could be written since."""
+
+
 class CheckpointWriter:
     """Commits snapshots off the training thread, one at a time. A newer snapshot replaces one that still waits.
 
-    A store that fails does not stop the training: `on_fault` is told, and the next snapshot tries again. Being fenced
-    does: the next `offer` or `close` raises `Fenced`.
+    A store that fails never stops the training: what waits is written again, with backoff, for as long as that lasts,
+    and `on_fault` is told at the beginning, now and then, and at the end. Being fenced does stop it: the next call
+    raises `Fenced`.
     """
 
-    def __init__(self, write: Callable[[Snapshot], None], on_fault: Callable[[RetryLater], None]) -> None:
+    def __init__(
+        self,
+        write: Callable[[Snapshot], None],
+        on_fault: Callable[[WriterFault], None],
+        policy: RetryPolicy = WRITE_POLICY,
+    ) -> None:
         self._write = write
         self._on_fault = on_fault
-        self._waiting: queue.Queue[Snapshot | None] = queue.Queue(maxsize=1)
+        self._policy = policy
+        self._changed = threading.Condition()
+        self._waiting: Snapshot | None = None
+        self._offered = 0
+        self._written = 0
+        """Numbers of the newest snapshot that was offered, and of the newest that is known to be committed."""
+        self._closing = False
         self._error: BaseException | None = None
+        self._committed_at_s = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
         self._thread.start()
 
-    def offer(self, snapshot: Snapshot) -> None:
-        """Hands over a snapshot and returns at once. Raises what stopped the writer, e.g. `Fenced`."""
-        self._raise_error()
-        while True:
-            try:
-                self._waiting.put_nowait(snapshot)
-            except queue.Full:
-                self._drop_waiting()
-            else:
-                return
+    def offer(self, snapshot: Snapshot) -> int:
+        """Hands over a snapshot and returns its number at once. Raises what stopped the writer, e.g. `Fenced`."""
+        with self._changed:
+            self._raise_error()
+            self._waiting = snapshot
+            self._offered += 1
+            self._changed.notify_all()
+            return self._offered
+
+    def save_now(self, snapshot: Snapshot, timeout_s: float | None) -> bool:
+        """Hands over a snapshot and waits; whether it was committed within `timeout_s`. Raises like `offer`."""
+        number = self.offer(snapshot)
+        with self._changed:
+            self._changed.wait_for(lambda: self._written >= number or self._error is not None, timeout_s)
+            self._raise_error()
+            return self._written >= number
 
     def close(self, last: Snapshot | None) -> None:
-        """Waits for the write in progress, then writes `last` on this thread. Raises `Fenced`, `RetryLater`."""
-        self._drop_waiting()
-        self._waiting.put(None)
+        """Commits `last`, however long the store takes, and ends. With None, ends after the write in progress; what
+        waits is dropped. Raises like `offer`."""
+        try:
+            if last is not None:
+                self.save_now(last, None)
+        finally:
+            with self._changed:
+                self._closing = True
+                self._waiting = None
+                self._changed.notify_all()
         self._thread.join()
         self._raise_error()
-        if last is not None:
-            self._write(last)
 
     def _run(self) -> None:
-        while (snapshot := self._waiting.get()) is not None:
+        failures = 0
+        while (taken := self._take()) is not None:
+            number, snapshot = taken
             try:
                 self._write(snapshot)
             except RetryLater as error:
-                self._on_fault(error)
+                failures += 1
+                self._tell(error, failures)
+                self._put_back(snapshot)
+                self._pause(failures)
             except (RekindleError, OSError) as error:
-                self._error = error
-                self._drop_waiting()
+                with self._changed:
+                    self._error = error
+                    self._changed.notify_all()
                 return
+            else:
+                if failures:
+                    self._tell(ObjectStoreUnavailable("the object store did not answer"), 0)
+                failures = 0
+                self._committed_at_s = time.monotonic()
+                with self._changed:
+                    self._written = number
+                    self._changed.notify_all()
 
-    def _drop_waiting(self) -> None:
-        try:
-            self._waiting.get_nowait()
-        except queue.Empty:
-            return
+    def _take(self) -> tuple[int, Snapshot] | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting is not None or self._closing)
+            if self._waiting is None:
+                return None
+            snapshot, self._waiting = self._waiting, None
+            return self._offered, snapshot
+
+    def _put_back(self, snapshot: Snapshot) -> None:
+        with self._changed:
+            if self._waiting is None and not self._closing:
+                self._waiting = snapshot
+
+    def _pause(self, failures: int) -> None:
+        delay_s = self._policy.delay_s(failures, 0.0, random.random())  # noqa: S311 - jitter
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing, delay_s)
+
+    def _tell(self, error: RetryLater, failures: int) -> None:
+        """At the first failure, the second, the fourth and so on, and after the last (0)."""
+        if failures & (failures - 1) == 0:
+            self._on_fault(WriterFault(error, time.monotonic() - self._committed_at_s, over=failures == 0))
 
     def _raise_error(self) -> None:
         if self._error is not None:

@@ -20,6 +20,9 @@ Result = TypeVar("Result")
 Submit = Callable[[Item], ray.ObjectRef[Result]]
 """Starts a task for an item."""
 
+_TASK_CPUS = 0.9
+"""A node runs one task for each of its CPUs, and has room for trainers beside them."""
+
 _MAX_RETRIES = 20
 """Of one task, for lost processes and nodes only. Bounded, so that input that kills its process ends the attempt."""
 
@@ -57,13 +60,13 @@ def run_bounded(submit: Submit[Item, Result], items: Iterable[Item], limit: int)
             ray.cancel(ref)
 
 
-@ray.remote(num_cpus=1, max_retries=_MAX_RETRIES)
+@ray.remote(num_cpus=_TASK_CPUS, max_retries=_MAX_RETRIES)
 def inspect_task(source_uri: str, files: list[ListedFile]) -> list[Inspected]:
     """`inspect_files` on some node."""
     return inspect_files(open_store(source_uri), files)
 
 
-@ray.remote(num_cpus=1, max_retries=_MAX_RETRIES)
+@ray.remote(num_cpus=_TASK_CPUS, max_retries=_MAX_RETRIES)
 def feature_task(bucket_uri: str, source_uri: str, trunk: TrunkManifest, work: FeatureWork) -> int:
     """`compute_shard` on some node; how many images it did."""
     compute_shard(open_store(bucket_uri), open_store(source_uri), trunk, work)
@@ -71,7 +74,7 @@ def feature_task(bucket_uri: str, source_uri: str, trunk: TrunkManifest, work: F
 
 
 # TensorFlow stays in a process for good: max_calls=1 ends this one with its task and gives the memory back.
-@ray.remote(num_cpus=1, max_retries=_MAX_RETRIES, max_calls=1)
+@ray.remote(num_cpus=_TASK_CPUS, max_retries=_MAX_RETRIES, max_calls=1)
 def build_trunk_task(bucket_uri: str, recipe: TrunkRecipe) -> TrunkManifest:
     """`build_trunk` in a process of its own. Seconds to import TensorFlow, and a download for `imagenet`."""
     from ray_cluster.vision.trunk_builder import build_trunk  # noqa: PLC0415 - TensorFlow loads here and nowhere else
@@ -79,7 +82,7 @@ def build_trunk_task(bucket_uri: str, recipe: TrunkRecipe) -> TrunkManifest:
     return build_trunk(open_store(bucket_uri), recipe)
 
 
-@ray.remote(num_cpus=1, max_retries=_MAX_RETRIES, max_calls=1)
+@ray.remote(num_cpus=_TASK_CPUS, max_retries=_MAX_RETRIES, max_calls=1)
 def imagenet_labels_task() -> bytes:
     """`imagenet_labels` in a process of its own."""
     from ray_cluster.vision.weight_loading import imagenet_labels  # noqa: PLC0415 - as above

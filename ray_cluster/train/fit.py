@@ -1,19 +1,22 @@
 """Starts the fit under Ray Train and waits for it. The driver's side: no TensorFlow.
 
-The worker gets JSON and leaves its result in the bucket as the job's finished checkpoint, so a fit that ended while
-the driver was lost is not repeated. Ray Train watches the worker and starts another when its process or node is
-lost; that one resumes from the bucket. Ray's own checkpoints are not used: `storage_path` holds nothing but Ray
-Train's notes about the run and may be a local folder on every node.
+Ray Train's one worker supervises the fit, which runs in a trainer (`supervise`, `trainer`), and leaves its result in
+the bucket as the job's finished checkpoint: a fit that ended while the driver was lost is not repeated. The worker runs
+on the driver's node, so spot nodes hold nothing but trainers. Ray Train starts another when it is lost, which finds the
+fit still running. Ray's own checkpoints are not used: `storage_path` holds nothing but Ray Train's notes about the run
+and may be a local folder on every node.
 """
 
 import os
 import tempfile
 from typing import Any
 
+import ray
+
 from ray_cluster.train import checkpoints, fit_state
 from ray_cluster.train.checkpoints import Checkpoint
 from ray_cluster.train.failures import AttemptFailed, unwrap
-from ray_cluster.train.fit_job import FitJob, FitReturn
+from ray_cluster.train.fit_job import FitEnd, FitJob, FitReturn
 from ray_cluster.vision.tails import Tail
 from services.contracts.errors import Fenced, InternalError
 from services.contracts.ids import JobId
@@ -22,11 +25,14 @@ from services.runtime.objects import ObjectStore
 MAX_WORKER_LOSSES = 10
 """Worker processes lost without notice after which the attempt ends; the job then starts another, with backoff."""
 
+_SLIVER = 0.001
+"""Of a resource: enough to be placed by it, and room for many."""
+
 _RAY_TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody listens to it yet; a process of 150 MB
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # the supervisor looks for notices itself; a process of 150 MB
 }
 
 
@@ -41,7 +47,7 @@ def fit(store: ObjectStore, job: FitJob) -> tuple[Checkpoint, Tail]:
     """Trains under Ray Train until done. Raises `AttemptFailed`, `Fenced`, and Ray's errors for lost machines."""
     os.environ.update(_RAY_TRAIN_ENVIRONMENT)  # read by Ray Train when it is imported, and handed to its processes
     returned = _run_trainer(job)
-    if returned.fenced:
+    if returned.end is FitEnd.GIVEN_UP:
         raise Fenced(f"attempt {job.attempt} of {job.job_id} was given up while it was training")
     if returned.failure is not None:
         raise AttemptFailed(returned.failure)
@@ -61,7 +67,7 @@ def _run_trainer(job: FitJob) -> FitReturn:
         trainer = DataParallelTrainer(
             _train_loop,
             train_loop_config={"job": job.model_dump_json()},
-            scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+            scaling_config=ScalingConfig(num_workers=1, resources_per_worker={_this_node(): _SLIVER}),
             run_config=RunConfig(
                 name=f"{job.job_id}-a{job.attempt}",
                 storage_path=notes,
@@ -75,8 +81,13 @@ def _run_trainer(job: FitJob) -> FitReturn:
     return FitReturn.model_validate_json(str(result.return_value))
 
 
-def _train_loop(config: dict[str, Any]) -> str:
-    """Runs in the worker's process, the only one that imports TensorFlow."""
-    from ray_cluster.train import fit_worker  # noqa: PLC0415
+def _this_node() -> str:
+    """The resource that only this node has."""
+    return f"node:{ray.util.get_node_ip_address()}"
 
-    return fit_worker.run(FitJob.model_validate_json(config["job"])).model_dump_json()
+
+def _train_loop(config: dict[str, Any]) -> str:
+    """Runs in the worker's process."""
+    from ray_cluster.train.supervise import supervise  # noqa: PLC0415 - the driver has no use for it
+
+    return supervise(FitJob.model_validate_json(config["job"])).model_dump_json()

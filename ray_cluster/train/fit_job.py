@@ -1,4 +1,6 @@
-"""What the driver and the fit worker tell each other. As JSON, so nothing of ours is pickled into Ray Train."""
+"""What the parts of a fit tell each other: driver, supervisor and trainer. As JSON, so nothing of ours is pickled."""
+
+from enum import StrEnum
 
 from services.contracts.base import StoredContract
 from services.contracts.ids import JobId
@@ -7,7 +9,7 @@ from services.contracts.models import TrunkManifest
 
 
 class FitJob(StoredContract):
-    """All that a fit worker is started from; the rest is in the bucket."""
+    """All that a fit is started from; the rest is in the bucket. Equal for all attempts but for `attempt`."""
 
     bucket_uri: str
     job_id: JobId
@@ -17,8 +19,19 @@ class FitJob(StoredContract):
     trunk: TrunkManifest
 
 
-class FitReturn(StoredContract):
-    """How the fit ended. With neither, the finished checkpoint is in the bucket."""
+class FitEnd(StrEnum):
+    DONE = "done"
+    """The finished checkpoint is in the bucket."""
+    HANDED_OVER = "handed_over"
+    """Stopped on request, saved where possible: another trainer is to go on."""
+    GIVEN_UP = "given_up"
+    """A newer attempt, or another trainer, goes on; or the job has ended."""
+    FAILED = "failed"
 
-    fenced: bool
-    failure: Failure | None
+
+class FitReturn(StoredContract):
+    """How a fit ended."""
+
+    end: FitEnd
+    failure: Failure | None = None
+    """Of a fit that failed."""

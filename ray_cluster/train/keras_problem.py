@@ -1,7 +1,7 @@
 """The head's losses and gradients, computed by Keras on TensorFlow. Imports TensorFlow: for the fit worker only.
 
-Rows are summed in shards of `SHARD_ROWS`, and the shards in float64 and in their order, so that the arithmetic will
-not depend on how many workers share them. The matrix products are float32.
+Rows are summed in shards of `SHARD_ROWS`, and the shards in float64 and in their order, so the arithmetic does not
+depend on how many workers share them (`shards`). The matrix products are float32.
 
 Array axes: N row, D feature, K class, P parameter.
 """
@@ -20,8 +20,11 @@ from ray_cluster.train import head_recipe
 from ray_cluster.train.fit_loop import Phase, Quality
 from ray_cluster.train.head_recipe import Standardisation
 from ray_cluster.train.lbfgs import Objective, Vector
+from ray_cluster.train.shards import Quantity, ShardMap, ShardResult, ShardTask, compute_here
 
-SHARD_ROWS = 4096
+SHARD_ROWS = 512
+"""Small enough to share, large enough that a call of TensorFlow costs little beside it. Another number gives other
+bits."""
 THREADS = 1
 """TensorFlow's threads. Another number may sum in another order: it is part of the fingerprint."""
 
@@ -66,10 +69,39 @@ class _Shard:
     weights_N: tf.Tensor
 
 
+class ShardedRows:
+    """Rows in shards, which become tensors when they are first used: a worker holds those that it computes."""
+
+    def __init__(self, rows: Rows, standard: Standardisation) -> None:
+        self._rows = rows
+        self._standard = standard
+        self._shards: dict[int, _Shard] = {}
+
+    def __len__(self) -> int:
+        return (len(self._rows.labels_N) + SHARD_ROWS - 1) // SHARD_ROWS
+
+    def __getitem__(self, number: int) -> _Shard:
+        shard = self._shards.get(number)
+        if shard is None:
+            part = slice(number * SHARD_ROWS, (number + 1) * SHARD_ROWS)
+            features_ND = (self._rows.features_ND[part] - self._standard.mean_D) / self._standard.scale_D
+            shard = self._shards[number] = _Shard(
+                tf.constant(features_ND.astype(np.float32)),
+                tf.constant(self._rows.labels_N[part]),
+                tf.constant(self._rows.weights_N[part]),
+            )
+        return shard
+
+
+VALIDATION = "validation"
+"""Names the validation rows in a `ShardTask`; the other sets are named for their phase."""
+
+
 class HeadProblem:
     """A head on cached features: one Keras `Dense` layer. Implements `fit_loop.Problem`.
 
-    Standardises with SELECT's statistics in SELECT and with FINAL's in FINAL.
+    Standardises with SELECT's statistics in SELECT and with FINAL's in FINAL. Every trainer of a job has one; the
+    leader's gets a `map_shards` that also asks the others.
     """
 
     def __init__(
@@ -78,16 +110,21 @@ class HeadProblem:
         validation: Rows | None,
         class_count: int,
         l2: float,
+        map_shards: ShardMap = compute_here,
     ) -> None:
         self._class_count = class_count
         self._l2 = l2
+        self._map_shards = map_shards
         self._feature_dim = training[Phase.SELECT][0].features_ND.shape[1]
         self._dense = keras.layers.Dense(class_count, dtype="float32")
         self._dense.build((None, self._feature_dim))
-        self._shards = {phase: _shards(rows, standard) for phase, (rows, standard) in training.items()}
-        self._validation = None if validation is None else _shards(validation, training[Phase.SELECT][1])
+        self._rows = {phase.value: ShardedRows(rows, standard) for phase, (rows, standard) in training.items()}
+        if validation is not None:
+            self._rows[VALIDATION] = ShardedRows(validation, training[Phase.SELECT][1])
         self._gradient_of_shard = _compile_gradient(self._dense)
         self._quality_of_shard = _compile_quality(self._dense)
+        self._assigned: Vector | None = None
+        """Whose values the layer has. Parameter vectors are never changed in place."""
 
     @property
     def parameter_count(self) -> int:
@@ -96,61 +133,52 @@ class HeadProblem:
 
     def objective(self, phase: Phase) -> Objective:
         """Weighted mean cross-entropy plus the L2 penalty, and the gradient, both float64."""
-        shards = self._shards[phase]
 
         def evaluate(params_P: Vector) -> tuple[float, Vector]:
-            self._assign(params_P)
             kernel_DK, _ = head_recipe.split_params(params_P, self._feature_dim, self._class_count)
             loss = self._l2 / 2 * float(np.sum(kernel_DK * kernel_DK))
             gradient_P = np.zeros_like(params_P)
             gradient_DK, gradient_K = head_recipe.split_params(gradient_P, self._feature_dim, self._class_count)
             gradient_DK += self._l2 * kernel_DK
-            for shard in shards:
-                shard_loss, shard_DK, shard_K = self._gradient_of_shard(
-                    shard.features_ND, shard.labels_N, shard.weights_N
-                )
+            for shard_loss, shard_DK, shard_K in self._all(Quantity.GRADIENT, phase.value, params_P):
                 loss += float(shard_loss)
-                gradient_DK += shard_DK.numpy()
-                gradient_K += shard_K.numpy()
+                gradient_DK += shard_DK
+                gradient_K += shard_K
             return loss, gradient_P
 
         return evaluate
 
     def training_quality(self, phase: Phase, params_P: Vector) -> Quality:
         """On the phase's rows, weighted as they are trained on."""
-        return self._quality(self._shards[phase], params_P)
+        return self._quality(phase.value, params_P)
 
     def validation_quality(self, params_P: Vector) -> Quality | None:
         """On the validation rows, each with the same weight."""
-        return None if self._validation is None else self._quality(self._validation, params_P)
+        return self._quality(VALIDATION, params_P) if VALIDATION in self._rows else None
 
-    def _quality(self, shards: list[_Shard], params_P: Vector) -> Quality:
-        self._assign(params_P)
+    def compute(self, task: ShardTask, shard: int) -> ShardResult:
+        """One shard's share of a sum: (loss, kernel's gradient [D, K], bias' [K]) or (loss, accuracy)."""
+        self._assign(task.params_P)
+        rows = self._rows[task.rows][shard]
+        of_shard = self._gradient_of_shard if task.quantity is Quantity.GRADIENT else self._quality_of_shard
+        return tuple(part.numpy() for part in of_shard(rows.features_ND, rows.labels_N, rows.weights_N))
+
+    def _all(self, quantity: Quantity, rows: str, params_P: Vector) -> list[ShardResult]:
+        return self._map_shards(ShardTask(quantity, rows, params_P), len(self._rows[rows]), self.compute)
+
+    def _quality(self, rows: str, params_P: Vector) -> Quality:
         loss = accuracy = 0.0
-        for shard in shards:
-            shard_loss, shard_accuracy = self._quality_of_shard(shard.features_ND, shard.labels_N, shard.weights_N)
+        for shard_loss, shard_accuracy in self._all(Quantity.QUALITY, rows, params_P):
             loss += float(shard_loss)
             accuracy += float(shard_accuracy)
         return Quality(loss, accuracy)
 
     def _assign(self, params_P: Vector) -> None:
+        if self._assigned is params_P:
+            return
         kernel_DK, bias_K = head_recipe.split_params(params_P, self._feature_dim, self._class_count)
         self._dense.set_weights([kernel_DK.astype(np.float32), bias_K.astype(np.float32)])
-
-
-def _shards(rows: Rows, standard: Standardisation) -> list[_Shard]:
-    shards: list[_Shard] = []
-    for start in range(0, len(rows.labels_N), SHARD_ROWS):
-        part = slice(start, start + SHARD_ROWS)
-        features_ND = (rows.features_ND[part] - standard.mean_D) / standard.scale_D
-        shards.append(
-            _Shard(
-                tf.constant(features_ND.astype(np.float32)),
-                tf.constant(rows.labels_N[part]),
-                tf.constant(rows.weights_N[part]),
-            )
-        )
-    return shards
+        self._assigned = params_P
 
 
 def _weighted_loss(logits_NK: tf.Tensor, labels_N: tf.Tensor, weights_N: tf.Tensor) -> tf.Tensor:

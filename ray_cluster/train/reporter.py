@@ -20,6 +20,7 @@ from services.contracts.jobs import (
     JobEventType,
     Progress,
     ProgressRecord,
+    Recovery,
     Stage,
     StageTiming,
 )
@@ -70,6 +71,11 @@ class Reporter:
         if metrics.validation_loss is not None and metrics.validation_accuracy is not None:
             message += f", validation {metrics.validation_loss:.4f}, {metrics.validation_accuracy:.3f}"
         self._write(JobEventType.EPOCH, Stage.FIT, message, metrics.model_dump(mode="json"))
+
+    def recovery(self, recovery: Recovery) -> None:
+        """Training went on from a checkpoint."""
+        message = f"training goes on after epoch {recovery.epoch}, the newest checkpoint's"
+        self._write(JobEventType.RECOVERY, Stage.FIT, message, recovery.model_dump(mode="json"))
 
     def warning(self, stage: Stage, code: str, message: str) -> None:
         """Something that the user should know and that does not stop the job."""

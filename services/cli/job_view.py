@@ -59,6 +59,8 @@ class JobView:
                 metrics = EpochMetrics.model_validate(event.data)
                 self.metrics = metrics
                 self.progress = Progress(stage=Stage.FIT, done=metrics.epoch, total=metrics.epochs, unit="epochs")
+            case JobEventType.RECOVERY:
+                return [event.message]
             case JobEventType.WARNING:
                 return [f"warning: {event.message}"]
             case JobEventType.STATE:

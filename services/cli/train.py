@@ -58,6 +58,10 @@ def train(
         float | None, typer.Option(help="Share held out where there is no validation split.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed and data give the same weights.")] = None,
+    min_workers: Annotated[int | None, typer.Option(help="Training begins with as many.")] = None,
+    max_workers: Annotated[
+        int | None, typer.Option(help="Training grows to as many while the cluster has room.")
+    ] = None,
     in_place: Annotated[
         bool, typer.Option("--in-place", help="Let the server read the folder where it is; do not upload.")
     ] = False,
@@ -77,6 +81,10 @@ def train(
         "class_weighting": class_weighting,
         "validation_fraction": validation_fraction,
         "seed": seed,
+        "resources": {
+            name: count for name, count in (("min_workers", min_workers), ("max_workers", max_workers)) if count
+        }
+        or None,
     }
     fields = {name: value for name, value in given.items() if value is not None}
     # Checked before anything is uploaded, with an id that only stands in.

@@ -14,6 +14,7 @@ class CheckpointManifest(StoredContract):
 
     job_id: JobId
     attempt: int
+    term: int = 0
     step: int = Field(description="Optimizer steps done.")
     epoch: int = Field(description="Epochs done.")
     created_at: datetime

@@ -34,6 +34,23 @@ class EarlyStopping(Contract):
     patience: int = Field(default=10, ge=1, le=1000, description="Epochs.")
 
 
+class Resources(Contract):
+    """How many machines' worth of work a job may do at a time. The result does not depend on it."""
+
+    min_workers: int = Field(default=1, ge=1, le=64, description="Training begins with as many.")
+    max_workers: int = Field(
+        default=1, ge=1, le=64, description="Training grows to as many while the cluster has room, and shrinks again."
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min_workers > self.max_workers:
+            raise ValueError(
+                f"min_workers {self.min_workers} is more than max_workers {self.max_workers}: raise max_workers"
+            )
+        return self
+
+
 class TrainingJobSpec(Contract):
     """What to train. Every field but the dataset has a good default."""
 
@@ -81,6 +98,7 @@ class TrainingJobSpec(Contract):
     )
     seed: int = Field(default=0, ge=0, lt=2**31)
     checkpoint_interval_s: float = Field(default=30, ge=1, le=3600)
+    resources: Resources = Resources()
     max_attempts: int = Field(
         default=3,
         ge=1,
@@ -208,6 +226,14 @@ class EpochMetrics(StoredContract):
     validation_accuracy: float | None
 
 
+class Recovery(StoredContract):
+    """Training went on from a checkpoint in another process."""
+
+    epoch: int = Field(description="The checkpoint's; the epochs after it are done again.")
+    resumed_at: datetime = Field(description="When the process began to load what it needs.")
+    first_step_at: datetime = Field(description="When it had done its first epoch.")
+
+
 class StageTiming(StoredContract):
     stage: Stage
     attempt: int
@@ -249,6 +275,7 @@ class JobEventType(StrEnum):
     STAGE = "stage"
     PROGRESS = "progress"
     EPOCH = "epoch"
+    RECOVERY = "recovery"
     WARNING = "warning"
 
 
@@ -297,7 +324,10 @@ class JobCancellation(StoredContract):
 
 
 class Fence(StoredContract):
+    """Who may commit. Whoever works under a lower (attempt, term) must not."""
+
     attempt: int
+    term: int = Field(default=0, description="Counts the trainers that the attempt gave its fit to.")
 
 
 class ProgressRecord(StoredContract):

@@ -48,7 +48,7 @@ def job_cancellation(job_id: JobId) -> str:
 
 
 def job_fence(job_id: JobId) -> str:
-    """The newest attempt (`Fence`). An attempt whose number is lower must not commit."""
+    """Who may commit (`Fence`): the newest attempt and the newest term of it."""
     return f"jobs/{job_id}/fence.json"
 
 
@@ -74,14 +74,14 @@ def checkpoints_prefix(job_id: JobId) -> str:
     return f"jobs/{job_id}/checkpoints/"
 
 
-def checkpoint_prefix(job_id: JobId, attempt: int, step: int) -> str:
-    """Objects of one checkpoint: a fresh prefix per attempt and step."""
-    return f"jobs/{job_id}/checkpoints/a{attempt:04d}-s{step:010d}/"
+def checkpoint_prefix(job_id: JobId, attempt: int, term: int, step: int) -> str:
+    """Objects of one checkpoint: a fresh prefix per attempt, term and step."""
+    return f"jobs/{job_id}/checkpoints/a{attempt:04d}-t{term:04d}-s{step:010d}/"
 
 
-def checkpoint_manifest(job_id: JobId, attempt: int, step: int) -> str:
+def checkpoint_manifest(job_id: JobId, attempt: int, term: int, step: int) -> str:
     """`CheckpointManifest`; the checkpoint exists if and only if this object does."""
-    return f"{checkpoint_prefix(job_id, attempt, step)}manifest.json"
+    return f"{checkpoint_prefix(job_id, attempt, term, step)}manifest.json"
 
 
 def job_report(job_id: JobId, attempt: int) -> str:

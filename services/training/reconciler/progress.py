@@ -104,7 +104,7 @@ def _changed(job: JobProgress, record: ProgressRecord) -> JobProgress:
         case JobEventType.WARNING:
             known = record.message in job.warnings
             return job if known else replace(job, warnings=(*job.warnings, record.message))
-        case JobEventType.STATE:
+        case JobEventType.STATE | JobEventType.RECOVERY:
             return job
 
 

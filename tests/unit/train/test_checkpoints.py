@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from ray_cluster.train import checkpoints
-from ray_cluster.train.checkpoints import CheckpointWriter, Snapshot
+from ray_cluster.train.checkpoints import CheckpointWriter, Snapshot, WriterFault
 from services.contracts import names
-from services.contracts.errors import Fenced, ObjectStoreUnavailable, RetryLater
+from services.contracts.errors import Fenced, ObjectStoreUnavailable
 from services.contracts.ids import JobId
 from services.contracts.jobs import Fence
 from services.contracts.models import Fingerprint
 from services.runtime.objects import ObjectStore, open_store
+from services.runtime.objects.retry import RetryPolicy
 from tests.unit.train.stores import FaultyStore
 
 JOB = JobId("job_1")
@@ -59,7 +60,7 @@ def test_two_are_kept(store: ObjectStore) -> None:
     for step in (1, 2, 3, 4):
         commit(store, step)
     folders = store.list_folder(names.checkpoints_prefix(JOB)).folders
-    assert folders == ["a0001-s0000000003", "a0001-s0000000004"]
+    assert folders == ["a0001-t0000-s0000000003", "a0001-t0000-s0000000004"]
 
 
 def test_an_object_without_a_manifest_is_no_checkpoint(store: ObjectStore) -> None:
@@ -76,7 +77,7 @@ def test_an_object_without_a_manifest_is_no_checkpoint(store: ObjectStore) -> No
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(store: ObjectStore, damage: str) -> None:
     commit(store, 1)
     commit(store, 2)
-    key = f"{names.checkpoint_prefix(JOB, 1, 2)}state.safetensors"
+    key = f"{names.checkpoint_prefix(JOB, 1, 0, 2)}state.safetensors"
     data = store.get(key)
     match damage:
         case "flip":
@@ -86,7 +87,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(store: ObjectStore, d
         case "gone":
             store.delete([key])
         case _:
-            store.put(names.checkpoint_manifest(JOB, 1, 2), b"{")
+            store.put(names.checkpoint_manifest(JOB, 1, 0, 2), b"{")
     assert newest_step(store) == 1
 
 
@@ -101,8 +102,8 @@ def test_a_given_up_attempt_commits_nothing(store: ObjectStore) -> None:
 
 
 def test_garbage_of_lost_attempts_goes_and_that_of_newer_ones_stays(store: ObjectStore) -> None:
-    orphan_of_old = f"{names.checkpoint_prefix(JOB, 1, 8)}state.safetensors"
-    unfinished_of_newer = f"{names.checkpoint_prefix(JOB, 3, 9)}state.safetensors"
+    orphan_of_old = f"{names.checkpoint_prefix(JOB, 1, 0, 8)}state.safetensors"
+    unfinished_of_newer = f"{names.checkpoint_prefix(JOB, 3, 0, 9)}state.safetensors"
     store.put(orphan_of_old, b"old")
     store.put(unfinished_of_newer, b"new")
     store.put(names.job_fence(JOB), Fence(attempt=2).model_dump_json().encode())
@@ -114,8 +115,11 @@ def test_garbage_of_lost_attempts_goes_and_that_of_newer_ones_stays(store: Objec
 # --- the writer ---
 
 
-def fail_on_fault(error: RetryLater) -> None:
-    raise AssertionError(error)
+AT_ONCE = RetryPolicy(base_delay_s=0.0, max_delay_s=0.0)
+
+
+def fail_on_fault(fault: WriterFault) -> None:
+    raise AssertionError(fault)
 
 
 def test_the_writer_does_not_hold_up_the_training_and_writes_the_last_one() -> None:
@@ -139,24 +143,50 @@ def test_the_writer_does_not_hold_up_the_training_and_writes_the_last_one() -> N
     assert 2 not in written
 
 
-def test_a_store_fault_is_told_and_the_next_checkpoint_is_written() -> None:
-    faults: list[str] = []
-    told, written = threading.Event(), []
+def test_a_store_that_fails_is_tried_until_it_answers() -> None:
+    faults: list[WriterFault] = []
+    tries = 0
 
     def write(taken: Snapshot) -> None:
-        if taken.step == 1:
+        nonlocal tries
+        tries += 1
+        if tries <= 9:
+            raise ObjectStoreUnavailable("down")
+
+    writer = CheckpointWriter(write, faults.append, AT_ONCE)
+    assert writer.save_now(snapshot(1), None)
+    writer.close(None)
+    # Told at the first, second, fourth and eighth failure, and that it is over.
+    assert [fault.over for fault in faults] == [False] * 4 + [True]
+    assert str(faults[0].error) == "down"
+
+
+def test_the_newest_snapshot_is_written_once_the_store_answers() -> None:
+    failing, recovered, written = threading.Event(), threading.Event(), []
+
+    def write(taken: Snapshot) -> None:
+        if not recovered.is_set():
+            failing.set()
             raise ObjectStoreUnavailable("down")
         written.append(taken.step)
 
-    def on_fault(error: RetryLater) -> None:
-        faults.append(str(error))
-        told.set()
-
-    writer = CheckpointWriter(write, on_fault)
+    writer = CheckpointWriter(write, lambda _: None, AT_ONCE)
     writer.offer(snapshot(1))
-    assert told.wait(10)
-    writer.close(snapshot(2))
-    assert (faults, written) == (["down"], [2])
+    assert failing.wait(10)
+    writer.offer(snapshot(2))
+    recovered.set()
+    writer.close(snapshot(3))
+    assert written[-1] == 3
+    assert 1 not in written
+
+
+def test_a_save_that_takes_too_long_is_not_waited_for() -> None:
+    def write(taken: Snapshot) -> None:
+        raise ObjectStoreUnavailable("down")
+
+    writer = CheckpointWriter(write, lambda _: None, AT_ONCE)
+    assert not writer.save_now(snapshot(1), 0.05)
+    writer.close(None)
 
 
 def test_being_fenced_stops_the_training() -> None:

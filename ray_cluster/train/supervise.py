@@ -1,0 +1,218 @@
+"""Sees to it that some trainer runs a job's fit. Runs in the Ray Train worker, beside the driver; no TensorFlow.
+
+It may be killed and started again at any time: the fit goes on meanwhile, and is found where it runs. A trainer that
+is lost is replaced by a standby, which resumes from the newest checkpoint; one whose node got notice is replaced
+before the node goes. Each replacement raises the fence's term first, so a trainer that was only thought lost can
+commit nothing. What counts as lost is what Ray says is dead: silence alone is not.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from ray_cluster.spot.drains import DrainsUnknown, draining_nodes
+from ray_cluster.train import trainers
+from ray_cluster.train.failures import classify
+from ray_cluster.train.fence import raise_term, read_fence
+from ray_cluster.train.fit_control import Identity, Order
+from ray_cluster.train.fit_job import FitEnd, FitJob, FitReturn
+from ray_cluster.train.trainer import NotMine
+from ray_cluster.train.trainers import KnownTrainer
+from services.contracts.errors import Fenced
+from services.runtime.objects import ObjectStore, open_store
+
+LOOK_S = 1.0
+"""How often it looks after the fit: for notices, helpers and standbys. The fit's end and loss are seen at once."""
+STANDBY_AFTER_S = 5.0
+"""A fit that ends sooner gets no standby: loading one takes as long as the fit."""
+START_S = 2.0
+"""How long each look at a starting trainer waits."""
+
+_log = logging.getLogger(__name__)
+
+
+def supervise(job: FitJob) -> FitReturn:
+    """Until the fit has ended. Never raises: Ray Train restarts its worker after every exception, and that is for
+    lost processes and machines only."""
+    try:
+        return Supervisor(open_store(job.bucket_uri), job).run()
+    except Exception as error:  # noqa: BLE001 - the edge of the process: every error is classified
+        _log.warning("the supervision ends", exc_info=True)
+        failure = classify(error)
+        return FitReturn(end=FitEnd.GIVEN_UP if failure is None else FitEnd.FAILED, failure=failure)
+
+
+@dataclass(slots=True)
+class _Helpers:
+    """Trainers that were started for this fit, by name, and those of them that the leader knows of."""
+
+    started: list[str] = field(default_factory=list[str])
+    helping: list[str] = field(default_factory=list[str])
+
+
+class Supervisor:
+    """Of one fit, in one attempt."""
+
+    def __init__(self, store: ObjectStore, job: FitJob) -> None:
+        self._store = store
+        self._job = job
+        self._job_json = job.model_dump_json()
+        self._term = read_fence(store, job.job_id).term
+        self._helpers = _Helpers()
+        self._standby_after_s = float(os.environ.get("REKINDLE_STANDBY_AFTER_S", str(STANDBY_AFTER_S)))
+
+    def run(self) -> FitReturn:
+        """Raises `Fenced` when a newer attempt exists, and `RetryLater` when the store does not answer."""
+        try:
+            leader = self._find_running()
+            if leader is None:
+                self._gather()
+                leader = self._appoint(())
+            while True:
+                returned = self._watch(leader)
+                if returned is not None and returned.end is not FitEnd.HANDED_OVER:
+                    return returned
+                leader = self._appoint(_draining())
+        finally:
+            for name in self._helpers.started:
+                trainers.dismiss(name)
+
+    # --- who runs it ---
+
+    def _find_running(self) -> KnownTrainer | None:
+        """A trainer that runs the fit already, for an earlier attempt or supervisor, and now for us."""
+        for trainer in trainers.find():
+            if trainer.view.job_id == self._job.job_id and self._take(trainer, self._term):
+                _log.info("the fit runs in %s", trainer.name)
+                return trainer
+        return None
+
+    def _appoint(self, avoiding: Collection[str]) -> KnownTrainer:
+        """Gives the fit to a trainer that has loaded; waits for one where there is none.
+
+        Whoever had it before is fenced first.
+        """
+        self._raise_term()
+        starting: str | None = None
+        while True:
+            known = trainers.find()
+            usable = [each for each in known if each.view.node_id not in avoiding]
+            # A helper has the job's features in memory already; it also knows what it is to assist.
+            idle = [each for each in usable if each.view.assists == self._job.job_id] + [
+                each for each in usable if each.idle
+            ]
+            for trainer in idle:
+                if self._take(trainer, self._term):
+                    _log.info("the fit goes to %s, term %d", trainer.name, self._term)
+                    return trainer
+            if starting is None or starting not in trainers.names_of_all():
+                loading = set(trainers.names_of_all()) - {each.name for each in known}
+                starting = min(loading) if loading else trainers.start()
+            self._await(starting)
+
+    def _await(self, name: str) -> None:
+        try:
+            trainers.await_one(name, START_S)
+        except RayError as error:
+            _log.warning("a trainer was lost while it started: %s", str(error).partition("\n")[0])
+
+    def _raise_term(self) -> None:
+        self._term = raise_term(self._store, self._job.job_id, self._job.attempt)
+
+    def _take(self, trainer: KnownTrainer, term: int) -> bool:
+        try:
+            return ray.get(trainer.actor.take.remote(self._job_json, term))
+        except RayError:
+            return False
+
+    # --- while it runs ---
+
+    def _watch(self, leader: KnownTrainer) -> FitReturn | None:
+        """Until the fit ends there; None when the trainer was lost. Looks after helpers, standbys and notices."""
+        self._helpers.helping = []
+        began_s = time.monotonic()
+        identity = Identity(self._job.attempt, self._term)
+        key = (self._job.job_id, identity.attempt, identity.term)
+        saved = False
+        while True:
+            try:
+                returned = ray.get(leader.actor.wait.remote(*key, LOOK_S))
+                if returned is not None:
+                    return FitReturn.model_validate_json(str(returned))
+                draining = _draining()
+                if leader.view.node_id in draining:
+                    if self._successor(leader, draining) is not None:
+                        _log.info("%s has notice: handing over", leader.name)
+                        leader.actor.order.remote(*key, Order.HAND_OVER.value)
+                    elif not saved:
+                        leader.actor.order.remote(*key, Order.SAVE.value)
+                        saved = True
+                elif time.monotonic() - began_s >= self._standby_after_s:
+                    trainers.keep_warm(1, avoiding=draining)
+                self._grow(leader, key, draining)
+            except RayTaskError as error:
+                if isinstance(error.cause, NotMine):
+                    raise Fenced(str(error.cause)) from error
+                raise
+            except RayError as error:
+                _log.warning("%s is lost: %s", leader.name, str(error).partition("\n")[0])
+                return None
+
+    def _successor(self, leader: KnownTrainer, draining: Collection[str]) -> KnownTrainer | None:
+        """A standby that has loaded, on a node that stays; one is started where there is none."""
+        standbys = [each for each in trainers.find() if each.name != leader.name and not each.view.running]
+        staying = [each for each in standbys if each.view.node_id not in draining]
+        if not staying:
+            trainers.keep_warm(1, avoiding=draining)
+        return staying[0] if staying else None
+
+    def _gather(self) -> None:
+        """Waits until as many trainers as the spec asks for at least, the leader included, could begin."""
+        wanted = self._job.spec.resources.min_workers - 1
+        while len(self._recruit(_draining())) < wanted:
+            time.sleep(LOOK_S)
+
+    def _grow(self, leader: KnownTrainer, key: tuple[object, ...], draining: Collection[str]) -> None:
+        """Has as many helpers as the spec allows and the cluster has room for."""
+        helpers = [each for each in self._recruit(draining) if each.name != leader.name]
+        names = [each.name for each in helpers]
+        if names != self._helpers.helping:
+            _log.info("%d trainers help", len(names))
+            ray.get(leader.actor.set_helpers.remote(*key, [each.actor for each in helpers]))
+            self._helpers.helping = names
+
+    def _recruit(self, draining: Collection[str]) -> list[KnownTrainer]:
+        """Those of our helpers that have loaded the job, by name; starts as many as are missing."""
+        wanted = self._job.spec.resources.max_workers - 1
+        if wanted == 0:
+            return []
+        alive = set(trainers.names_of_all())
+        self._helpers.started = [name for name in self._helpers.started if name in alive]
+        missing = wanted - len(self._helpers.started)
+        self._helpers.started += [trainers.start({"num_cpus": 1}) for _ in range(missing)]
+        staying = [
+            each
+            for each in trainers.find()
+            if each.name in self._helpers.started and each.view.node_id not in draining and not each.view.running
+        ]
+        return [each for each in staying if each.view.assists == self._job.job_id or self._assists(each)]
+
+    def _assists(self, trainer: KnownTrainer) -> bool:
+        try:
+            return ray.get(trainer.actor.assist.remote(self._job_json))
+        except RayError:
+            return False
+
+
+def _draining() -> Collection[str]:
+    """Nodes that go away; none while nobody can say."""
+    try:
+        return draining_nodes().keys()
+    except DrainsUnknown as error:
+        _log.warning("cannot ask which nodes are draining: %s", error)
+        return ()

@@ -1,0 +1,227 @@
+"""A trainer: a process with TensorFlow loaded that runs one job's fit at a time, or computes shards for another.
+
+It belongs to nobody: it is a detached actor, so it outlives the driver that started it. A fit that it runs goes on
+while the job's driver, its Ray Train controller and worker are replaced, and the next of them adopts it. A trainer
+without a fit is a warm standby, and leaves after a while.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from ray_cluster.train.crew import Crew
+from ray_cluster.train.fit_control import FitControl, Identity, Order
+from ray_cluster.train.fit_job import FitEnd, FitJob, FitReturn
+from ray_cluster.train.lbfgs import Vector
+from ray_cluster.train.shards import Quantity, ShardResult, ShardTask
+from services.contracts import names
+from services.contracts.errors import RetryLater
+from services.contracts.ids import JobId
+from services.runtime.objects import open_store
+
+ORPHANED_S = 5.0
+"""Silence after which a trainer looks by itself whether its job still wants it."""
+GIVEN_UP_S = 300.0
+"""Silence after which it saves, stops, and leaves the rest to whoever comes."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerView:
+    """What a trainer is at."""
+
+    node_id: str
+    job_id: JobId | None
+    """The job whose fit it runs, or ran last and still has the end of; null for a standby."""
+    identity: Identity | None
+    running: bool
+    assists: JobId | None
+    """The job for which it computes shards."""
+
+
+class NotMine(Exception):
+    """The trainer does not run this fit under this identity, or no longer does."""
+
+
+class _RunningFit:
+    """A fit in its thread."""
+
+    def __init__(self, job: FitJob, identity: Identity) -> None:
+        from ray_cluster.train import fit_worker  # noqa: PLC0415 - TensorFlow
+
+        self.job = job
+        self.control = FitControl(identity)
+        self.crew = Crew(job.job_id)
+        self.returned: FitReturn | None = None
+        self.ended = threading.Event()
+
+        def run() -> None:
+            try:
+                self.returned = fit_worker.run(job, self.control, self.crew)
+            finally:
+                self.ended.set()
+
+        self.thread = threading.Thread(target=run, name=f"fit-{job.job_id}", daemon=True)
+        self.thread.start()
+
+    @property
+    def running(self) -> bool:
+        return not self.ended.is_set()
+
+
+class Trainer:
+    """The actor's methods; `trainers` starts and finds them. Each may be called from several threads at a time."""
+
+    def __init__(self, idle_s: float) -> None:
+        """Loads TensorFlow, which takes seconds. `idle_s` without a fit and without a call end it."""
+        from ray_cluster.train import fit_worker  # noqa: PLC0415 - TensorFlow
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        fit_worker.warm_up()
+        self._idle_s = idle_s
+        self._node_id = ray.get_runtime_context().get_node_id()
+        self._lock = threading.RLock()
+        self._fit: _RunningFit | None = None
+        self._assisting: _Assistance | None = None
+        self._used_at_s = time.monotonic()
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+
+    def look(self) -> TrainerView:
+        with self._lock:
+            fit, assisting = self._fit, self._assisting
+            return TrainerView(
+                node_id=self._node_id,
+                job_id=fit.job.job_id if fit else None,
+                identity=fit.control.identity if fit else None,
+                running=fit is not None and fit.running,
+                assists=assisting.job.job_id if assisting else None,
+            )
+
+    # --- as the one who runs the fit ---
+
+    def take(self, job_json: str, term: int) -> bool:
+        """Starts the job's fit, or goes on with it for this attempt and term if it runs here already.
+
+        False: it is busy with another job, or works for a newer attempt or term of this one.
+        """
+        job = FitJob.model_validate_json(job_json)
+        identity = Identity(job.attempt, term)
+        with self._lock:
+            self._used_at_s = time.monotonic()
+            fit = self._fit
+            if fit is not None and fit.job.job_id == job.job_id and (fit.running or _is_done(fit)):
+                return fit.control.adopt(identity)
+            if fit is not None and fit.running:
+                return False
+            self._assisting = None
+            self._fit = _RunningFit(job, identity)
+            return True
+
+    def wait(self, job_id: JobId, attempt: int, term: int, timeout_s: float) -> str | None:
+        """The fit's end as `FitReturn` JSON, or None after `timeout_s`. Calling it keeps the fit wanted.
+
+        Raises `NotMine`.
+        """
+        fit = self._mine(job_id, attempt, term)
+        fit.ended.wait(timeout_s)
+        self._used_at_s = time.monotonic()
+        fit.control.hear(Identity(attempt, term))
+        if fit.running:
+            return None
+        assert fit.returned is not None  # noqa: S101
+        return fit.returned.model_dump_json()
+
+    def order(self, job_id: JobId, attempt: int, term: int, order: str) -> None:
+        """Hands an order (`Order`) to the fit. Raises `NotMine`."""
+        self._mine(job_id, attempt, term).control.give(Order(order))
+
+    def set_helpers(self, job_id: JobId, attempt: int, term: int, helpers: Sequence[Any]) -> None:
+        """These trainers compute shards for the fit from now on. Raises `NotMine`."""
+        self._mine(job_id, attempt, term).crew.set(helpers)
+
+    def _mine(self, job_id: JobId, attempt: int, term: int) -> _RunningFit:
+        with self._lock:
+            fit = self._fit
+        if fit is None or fit.job.job_id != job_id or not fit.control.hear(Identity(attempt, term)):
+            raise NotMine(f"attempt {attempt}, term {term} of {job_id} is not what this trainer works for")
+        return fit
+
+    # --- as a helper ---
+
+    def assist(self, job_json: str) -> bool:
+        """Loads what the job's shards need. False: it runs a fit itself."""
+        job = FitJob.model_validate_json(job_json)
+        with self._lock:
+            self._used_at_s = time.monotonic()
+            if self._fit is not None and self._fit.running:
+                return False
+            if self._assisting is not None and self._assisting.job.job_id == job.job_id:
+                return True
+        loaded = _Assistance(job)
+        with self._lock:
+            self._assisting = loaded
+        return True
+
+    def compute_shards(
+        self, job_id: JobId, quantity: str, rows: str, params_P: Vector, shards: list[int]
+    ) -> list[ShardResult]:
+        """These shards' results, in order. Raises `NotMine`."""
+        with self._lock:
+            self._used_at_s = time.monotonic()
+            assisting = self._assisting
+        if assisting is None or assisting.job.job_id != job_id:
+            raise NotMine(f"this trainer does not assist {job_id}")
+        return assisting.compute(ShardTask(Quantity(quantity), rows, params_P), shards)
+
+    # --- by itself ---
+
+    def _watch(self) -> None:
+        """Leaves when it has been idle; looks after a fit that nobody asks for."""
+        while True:
+            time.sleep(1.0)
+            with self._lock:
+                fit, used_at_s = self._fit, self._used_at_s
+            if fit is not None and fit.running:
+                self._look_after(fit)
+            elif time.monotonic() - used_at_s > self._idle_s:
+                _log.info("leaving: nothing to do for %g s", self._idle_s)
+                ray.kill(ray.get_runtime_context().current_actor)
+
+    def _look_after(self, fit: _RunningFit) -> None:
+        silent_s = fit.control.silent_s()
+        if silent_s > GIVEN_UP_S:
+            fit.control.give(Order.HAND_OVER)
+        elif silent_s > ORPHANED_S and _has_ended(fit.job):
+            fit.control.give(Order.ABANDON)
+
+
+class _Assistance:
+    """A job's shards, computed by one thread at a time."""
+
+    def __init__(self, job: FitJob) -> None:
+        from ray_cluster.train import fit_worker  # noqa: PLC0415 - TensorFlow
+
+        self.job = job
+        self._problem = fit_worker.load(job).problem
+        self._lock = threading.Lock()
+
+    def compute(self, task: ShardTask, shards: list[int]) -> list[ShardResult]:
+        with self._lock:
+            return [self._problem.compute(task, shard) for shard in shards]
+
+
+def _is_done(fit: _RunningFit) -> bool:
+    return fit.returned is not None and fit.returned.end is FitEnd.DONE
+
+
+def _has_ended(job: FitJob) -> bool:
+    try:
+        return open_store(job.bucket_uri).head(names.job_outcome(job.job_id)) is not None
+    except RetryLater:
+        return False

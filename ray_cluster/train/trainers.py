@@ -1,0 +1,126 @@
+"""Finds trainers in the cluster, and starts them. Any driver or actor of the cluster may.
+
+Nobody keeps a list: a trainer is a named actor, and what it is at it tells itself.
+"""
+
+import os
+import secrets
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError
+from ray.util import list_named_actors
+
+from ray_cluster.train.trainer import Trainer, TrainerView
+
+NAMESPACE = "rekindle"
+CPUS = 0.01
+"""A trainer mostly waits; it must fit beside the tasks on a full node, and not on a head without CPUs."""
+CALLS_AT_A_TIME = 16
+ANSWER_S = 2.0
+"""How long a trainer may take to say what it is at. One that is just loading, or frozen, does not count."""
+
+_PREFIX = f"trainer-{version('rekindle')}-"
+"""Trainers of another release are left alone; they leave by themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownTrainer:
+    """A trainer that answered."""
+
+    name: str
+    actor: Any
+    view: TrainerView
+
+    @property
+    def idle(self) -> bool:
+        return not self.view.running and self.view.assists is None
+
+
+def idle_s() -> float:
+    """REKINDLE_TRAINER_IDLE_S of the cluster's environment: seconds that a standby waits for work. Default 120."""
+    return float(os.environ.get("REKINDLE_TRAINER_IDLE_S", "120"))
+
+
+def start(options: Mapping[str, Any] | None = None) -> str:
+    """Starts a trainer and returns its name at once; it answers when it has loaded. `options` are Ray's."""
+    name = f"{_PREFIX}{secrets.token_hex(6)}"
+    standard: dict[str, Any] = {
+        "name": name,
+        "namespace": NAMESPACE,
+        "lifetime": "detached",
+        "scheduling_strategy": "SPREAD",
+        "num_cpus": CPUS,
+        "max_concurrency": CALLS_AT_A_TIME,
+    }
+    ray.remote(Trainer).options(**{**standard, **(options or {})}).remote(idle_s())
+    return name
+
+
+def names_of_all() -> list[str]:
+    """The names of all trainers, those included that are starting or waiting for a node."""
+    listed: list[Any] = list_named_actors(all_namespaces=True)  # its annotation is of the other form
+    return [each["name"] for each in listed if each["namespace"] == NAMESPACE and each["name"].startswith(_PREFIX)]
+
+
+def find(timeout_s: float = ANSWER_S) -> list[KnownTrainer]:
+    """All trainers that answer within `timeout_s`."""
+    asked: dict[ray.ObjectRef[TrainerView], tuple[str, Any]] = {}
+    for name in names_of_all():
+        try:
+            actor = ray.get_actor(name, namespace=NAMESPACE)
+        except ValueError:  # it has left meanwhile
+            continue
+        asked[actor.look.remote()] = (name, actor)
+    if not asked:
+        return []
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)
+    found: list[KnownTrainer] = []
+    for ref in answered:
+        try:
+            found.append(KnownTrainer(*asked[ref], _view(ref)))
+        except RayError:
+            continue  # it is lost
+    return sorted(found, key=lambda trainer: trainer.name)
+
+
+def await_one(name: str, timeout_s: float) -> KnownTrainer | None:
+    """The trainer, once it has loaded; None when it has not within `timeout_s`. Raises `RayActorError` when it died."""
+    deadline = time.monotonic() + timeout_s
+    try:
+        actor = ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError as error:
+        raise RayActorError(error_msg=f"trainer {name} is gone") from error
+    ref = actor.look.remote()
+    answered, _ = ray.wait([ref], timeout=max(0.0, deadline - time.monotonic()))
+    return KnownTrainer(name, actor, _view(ref)) if answered else None
+
+
+def _view(ref: "ray.ObjectRef[TrainerView]") -> TrainerView:
+    view = ray.get(ref)
+    assert isinstance(view, TrainerView)  # noqa: S101
+    return view
+
+
+def keep_warm(count: int, avoiding: Collection[str] = ()) -> None:
+    """Starts a trainer where fewer than `count` are idle or starting on nodes other than `avoiding`.
+
+    Returns at once. At most one is started per call.
+    """
+    answered = {trainer.name: trainer for trainer in find()}
+    ready = [trainer for trainer in answered.values() if trainer.idle and trainer.view.node_id not in avoiding]
+    starting = len(names_of_all()) - len(answered)
+    if len(ready) + starting < count:
+        start()
+
+
+def dismiss(name: str) -> None:
+    """Ends a trainer. One that is gone is no error."""
+    try:
+        ray.kill(ray.get_actor(name, namespace=NAMESPACE))
+    except ValueError:
+        return
