@@ -4,9 +4,11 @@ Every call makes a connection of its own: Ray's client ends its process when a c
 watcher must outlive the head.
 """
 
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import psutil
 from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
@@ -86,8 +88,8 @@ def find_node(wanted: Wanted) -> RayNode:
 def living_nodes(address: str) -> list[RayNode]:
     """The cluster's nodes that are alive. Raises `DrainFailed` when the head does not answer."""
     try:
-        infos = GcsClient(address=address).get_all_node_info(timeout=RPC_TIMEOUT_S, state_filter=_ALIVE)
-    except (RayError, RuntimeError) as error:
+        infos = _connect(address).get_all_node_info(timeout=RPC_TIMEOUT_S, state_filter=_ALIVE)
+    except (RayError, RuntimeError, OSError) as error:
         raise DrainFailed(f"the Ray head at {address} does not answer: {error}") from error
     return [RayNode(node_id.hex(), address, info.node_manager_address) for node_id, info in infos.items()]
 
@@ -101,17 +103,24 @@ def drain(node: RayNode, reason: str, deadline: datetime | None) -> None:
     """
     deadline_ms = int(deadline.timestamp() * 1000) if deadline else 0
     try:
-        accepted, why = GcsClient(address=node.address).drain_node(
+        accepted, why = _connect(node.address).drain_node(
             node.node_id,
             _PREEMPTION,
             reason,
             deadline_ms,
             timeout=RPC_TIMEOUT_S,
         )
-    except (RayError, RuntimeError) as error:
+    except (RayError, RuntimeError, OSError) as error:
         raise DrainFailed(f"the Ray head at {node.address} does not answer: {error}") from error
     if not accepted:
         raise DrainFailed(f"the Ray head at {node.address} does not accept: {why}")
+
+
+def _connect(address: str) -> Any:
+    """Raises `OSError` at once where nobody listens; Ray's client alone would wait for 40 s."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=RPC_TIMEOUT_S).close()
+    return GcsClient(address=address)
 
 
 def _fits(node: RayNode, wanted: Wanted) -> bool:
