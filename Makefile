@@ -10,8 +10,13 @@ IMAGES ?=
 BACKBONE ?=
 WEIGHTS ?=
 
+# The chaos run: make chaos KILLS=12 SEED=1 TARGETS="trainer node"
+KILLS ?=
+SEED ?=
+TARGETS ?=
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test lint format openapi bench-accuracy clean
+.PHONY: help setup demo run test lint format openapi chaos bench-accuracy clean
 
 help: ## Show this
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +44,9 @@ format: $(SYNCED) ## Format the code
 
 openapi: $(SYNCED) ## Write docs/openapi anew
 	$(BIN)/python -m services.local.openapi docs/openapi
+
+chaos: $(SYNCED) ## Kill parts of a deployment while it trains (KILLS=12 SEED=1 TARGETS="..."), into build/chaos/report.json
+	@$(BIN)/python -m tests.chaos.run --kills "$(KILLS)" --seed "$(SEED)" --targets "$(TARGETS)" $(ARGS)
 
 bench-accuracy: $(SYNCED) ## Accuracy on real images (REKINDLE_TEST_DATA), into build/bench/accuracy.json
 	@$(BIN)/python -m tests.benchmarks.accuracy $(ARGS)
