@@ -6,12 +6,14 @@ from contextlib import asynccontextmanager
 
 import structlog
 from fastapi import FastAPI
+from sqlalchemy import select
 
 from services.contracts import names
 from services.contracts.errors import CallerError, RetryLater
 from services.contracts.ids import JobId
 from services.runtime.app import StartRefused
 from services.runtime.database import Database
+from services.runtime.database.tables import JobRow
 from services.runtime.gateway import Gateway, GatewayParts
 from services.runtime.objects import ObjectStore
 from services.runtime.objects.check import self_test
@@ -44,6 +46,7 @@ def build_parts(settings: Settings, database: Database, store: ObjectStore, ray:
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         app.state.training = training
         await asyncio.to_thread(_check_bucket, store)
+        await _warn_of_loss(database, store)
         reconciling = asyncio.create_task(Reconciler(training).run(), name="reconciler")
         reconciling.add_done_callback(_report)
         try:
@@ -86,6 +89,18 @@ def _check_bucket(store: ObjectStore) -> None:
         raise StartRefused(error.message) from error
     except RetryLater as error:
         log.warning("bucket.unchecked", reason=error.message)
+
+
+async def _warn_of_loss(database: Database, store: ObjectStore) -> None:
+    """An empty database on a bucket with jobs is most likely a new one in the place of one that was lost."""
+    try:
+        async with database.session() as session:
+            known = await session.scalar(select(JobRow.id).limit(1))
+        left = None if known else await asyncio.to_thread(lambda: next(store.list("jobs/"), None))
+    except RetryLater:
+        return  # it is only a hint
+    if left is not None:
+        log.warning("database.empty", bucket=store.uri, hint="the bucket has jobs: stop, and run `rekindle restore`")
 
 
 def _report(task: asyncio.Task[None]) -> None:

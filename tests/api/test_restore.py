@@ -16,6 +16,7 @@ from services.contracts.ids import JobId
 from services.contracts.jobs import (
     EpochMetrics,
     FailureClass,
+    Fence,
     JobEventType,
     JobRecord,
     Stage,
@@ -261,6 +262,18 @@ async def test_an_old_copy_of_the_database_is_brought_forward_and_newer_rows_sta
         after = await shown(second)
     assert after["/v1/models"] == before["/v1/models"]
     assert after["/v1/models/flowers/versions"] == before["/v1/models/flowers/versions"]
+
+
+async def test_a_database_that_knows_less_than_the_bucket_stops_no_job(tmp_path: Path, empty_sqlite_url: str) -> None:
+    async with training_gateway(tmp_path, empty_sqlite_url, max_running_jobs=1) as gateway:
+        first, second = await gateway.job(), await gateway.job()
+        attempt = await gateway.attempt(first["id"])
+        fence = Fence(attempt=5).model_dump_json().encode()
+        assert gateway.store.put(names.job_fence(JobId(second["id"])), fence, if_absent=True)
+        attempt.publish(1)
+        (await gateway.attempt(second["id"], 6)).publish(2)
+        await gateway.job_in(second["id"], "succeeded")
+        assert [each.submission_id for each in gateway.ray.submissions] == [f"{first['id']}-a1", f"{second['id']}-a6"]
 
 
 async def test_no_restore_into_a_database_that_a_gateway_works_on_unless_told(

@@ -8,7 +8,6 @@ from datetime import datetime
 
 import structlog
 
-from services.contracts.errors import Fenced
 from services.contracts.ids import JobId, submission_id
 from services.contracts.jobs import Failure, JobOutcome, JobState, PublishedModel
 from services.runtime.database.tables import JobRow
@@ -68,7 +67,7 @@ class Actor:
             self.training.changed.send()
         job_id = JobId(row.id)
         if not await asyncio.to_thread(records.raise_fence, self.training.store, job_id, action.attempt):
-            raise Fenced(f"a newer attempt of {job_id} than {action.attempt} has its fence up")
+            return await self._catch_up(row, now)
         submission = Submission(
             submission_id=submission_id(job_id, action.attempt),
             entrypoint=(
@@ -86,6 +85,14 @@ class Actor:
         log.info("job.submitted", job_id=job_id, attempt=action.attempt)
         # That the cluster has it is noted at the next look, when the cluster says so itself.
         return True
+
+    async def _catch_up(self, row: JobRow, now: datetime) -> bool:
+        """The bucket knows a newer attempt. Where another leader is ahead, this raises `Fenced`; otherwise the database
+        has lost some history, and the job goes on with a number that nobody has used."""
+        unused = await asyncio.to_thread(records.read_fence, self.training.store, JobId(row.id)) + 1
+        reason = f"The bucket knows of attempt {unused - 1}, the database does not; attempt {unused} follows."
+        log.warning("job.database_behind", job_id=row.id, attempt=row.attempt, next_attempt=unused)
+        return await transitions.begin_attempt(self.leased, row, unused, reason, now)
 
     async def _stop(self, row: JobRow, reason: str, now: datetime) -> bool:
         if time.monotonic() < self.stop_again_at_s.get(row.id, 0.0):

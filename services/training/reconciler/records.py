@@ -48,6 +48,14 @@ def raise_fence(store: ObjectStore, job_id: JobId, attempt: int) -> bool:
     return False
 
 
+def read_fence(store: ObjectStore, job_id: JobId) -> int:
+    """The newest attempt that had its fence raised; 0 for none."""
+    try:
+        return Fence.model_validate_json(store.get(names.job_fence(job_id))).attempt
+    except NotFound:
+        return 0
+
+
 def write_job_outcome(store: ObjectStore, outcome: JobOutcome) -> None:
     """How the job ended; the first account stays."""
     store.put(names.job_outcome(outcome.job_id), outcome.model_dump_json().encode(), if_absent=True)
