@@ -1,7 +1,8 @@
 """Checkpoints: whole or not at all.
 
-A checkpoint's objects lie under a prefix of their own; its manifest, with each object's size and sha256, is created
-last and only if absent. Readers trust manifests only, verify every hash, and fall back to the checkpoint before.
+A checkpoint's objects lie under a prefix of their own and are named by their content; its manifest, with each
+object's size and sha256, is created last and only if absent. Readers trust manifests only, verify every hash, and fall
+back to the checkpoint before. A manifest that is damaged, or of another state, is replaced in one step.
 """
 
 import hashlib
@@ -77,7 +78,8 @@ def commit(
     Raises `Fenced` when the attempt or the term was given up, and then nothing was committed; `RetryLater`.
     """
     data = save({name: np.asarray(tensor, order="C") for name, tensor in snapshot.tensors.items()})
-    key = f"{names.checkpoint_prefix(job_id, attempt, term, snapshot.step)}{_STATE}.safetensors"
+    sha256 = hashlib.sha256(data).hexdigest()
+    key = f"{names.checkpoint_prefix(job_id, attempt, term, snapshot.step)}{_STATE}-{sha256[:16]}.safetensors"
     store.put(key, data)
     manifest = CheckpointManifest(
         job_id=job_id,
@@ -86,34 +88,59 @@ def commit(
         step=snapshot.step,
         epoch=snapshot.epoch,
         created_at=utc_now(),
-        objects={_STATE: ObjectRef(key=key, sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))},
+        objects={_STATE: ObjectRef(key=key, sha256=sha256, size_bytes=len(data))},
         fingerprint=fingerprint,
         position=snapshot.position,
     )
     check_fence(store, job_id, attempt, term)
-    manifest_key = names.checkpoint_manifest(job_id, attempt, term, snapshot.step)
-    store.put(manifest_key, manifest.model_dump_json().encode(), if_absent=True)
-    collect_garbage(store, job_id, attempt, term)
+    _put_manifest(store, manifest)
+    collect_garbage(store, job_id, attempt, term, snapshot.step)
 
 
-def collect_garbage(store: ObjectStore, job_id: JobId, attempt: int, term: int = 0) -> None:
-    """Removes all but the newest `KEEP` checkpoints, and what earlier attempts and terms left without a manifest.
+def collect_garbage(store: ObjectStore, job_id: JobId, attempt: int, term: int, step: int) -> None:
+    """Removes what the checkpoint just committed makes superfluous: it and the newest before it are kept.
 
-    A checkpoint's manifest goes first: what is half removed is no checkpoint.
+    Checkpoints of earlier attempts and terms that claim a greater step go too: this one would not have been written
+    if they could be used, or they came too late. What newer attempts and terms wrote is theirs. A checkpoint's
+    manifest goes first: what is half removed is no checkpoint.
     """
-    committed = {prefix: order for order, prefix in _committed(store, job_id)}
-    kept = sorted(committed, key=lambda prefix: committed[prefix], reverse=True)[:KEEP]
     root = names.checkpoints_prefix(job_id)
+    committed = {prefix: order for order, prefix in _committed(store, job_id)}
+    older = sorted((order for order in committed.values() if order[0] < step), reverse=True)
+    kept = {(step, attempt, term), *older[: KEEP - 1]}
     manifests: list[str] = []
     objects: list[str] = []
     for info in store.list(root):
         prefix = info.key[: info.key.rindex("/") + 1]
-        unfinished = prefix not in committed
-        if prefix in kept or (unfinished and _order(prefix.removeprefix(root))[1:] >= (attempt, term)):
+        order = _order(prefix.removeprefix(root))
+        is_ours_unfinished = prefix not in committed and order[1:] == (attempt, term)
+        if order in kept or order[1:] > (attempt, term) or is_ours_unfinished:
             continue
         (manifests if info.key.endswith(f"/{_MANIFEST}") else objects).append(info.key)
     store.delete(manifests)
     store.delete(objects)
+
+
+def _put_manifest(store: ObjectStore, manifest: CheckpointManifest) -> None:
+    key = names.checkpoint_manifest(manifest.job_id, manifest.attempt, manifest.term, manifest.step)
+    data = manifest.model_dump_json().encode()
+    while store.put(key, data, if_absent=True) is None:
+        try:
+            standing = store.get_with_etag(key)
+        except NotFound:
+            continue
+        if _objects_of(standing.data) == manifest.objects:
+            return
+        if store.put(key, data, if_match=standing.etag) is not None:
+            return
+
+
+def _objects_of(manifest: bytes) -> dict[str, ObjectRef] | None:
+    """What a manifest names, or None where it cannot be read."""
+    try:
+        return CheckpointManifest.model_validate_json(manifest).objects
+    except ValidationError:
+        return None
 
 
 _Order = tuple[int, int, int]

@@ -3,16 +3,18 @@
 from dataclasses import fields
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from ray_cluster.train.checkpoints import Checkpoint, Snapshot, tensors_of
+from ray_cluster.train.checkpoints import Checkpoint, Snapshot, Tensors, tensors_of
 from ray_cluster.train.fit_loop import FitState, Phase
 from ray_cluster.train.lbfgs import LbfgsState
 from ray_cluster.vision.tails import Tail
 from services.contracts.errors import CorruptObject
 from services.contracts.jobs import EpochMetrics
 
-_HISTORY = TypeAdapter(tuple[EpochMetrics, ...])
+_HISTORY = "history."
+_EPOCH_NUMBERS = ("epoch", "epochs")
+_EPOCH_VALUES = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
 _OPTIMIZER = "optimizer."
 _SCALARS = {"loss": float, "iteration": int, "converged": bool}
 
@@ -21,6 +23,7 @@ def to_snapshot(state: FitState, tail: Tail | None = None) -> Snapshot:
     """A copy of the state; a finished fit's has the tail as well."""
     optimizer = {_OPTIMIZER + field.name: getattr(state.optimizer, field.name) for field in fields(LbfgsState)}
     tensors = tensors_of({**optimizer, "best_params": state.best_params_P, "best_loss": state.best_loss})
+    tensors |= _history_tensors(state.history)
     if tail is not None:
         tensors |= tensors_of({"tail.kernel": tail.kernel_DK, "tail.bias": tail.bias_K})
     return Snapshot(
@@ -31,7 +34,6 @@ def to_snapshot(state: FitState, tail: Tail | None = None) -> Snapshot:
             "phase": state.phase.value,
             "result_phase": state.result_phase.value,
             "best_epoch": state.best_epoch,
-            "history": _HISTORY.dump_python(state.history, mode="json"),
         },
     )
 
@@ -50,7 +52,7 @@ def from_checkpoint(checkpoint: Checkpoint) -> FitState:
             best_epoch=int(str(position["best_epoch"])),
             best_loss=float(tensors["best_loss"]),
             result_phase=Phase(position["result_phase"]),
-            history=_HISTORY.validate_python(position["history"]),
+            history=_history(tensors),
         )
     except (KeyError, ValueError, TypeError, ValidationError) as error:
         raise CorruptObject(f"the checkpoint is not of this kind of fit: {error}") from error
@@ -62,4 +64,29 @@ def finished_tail(checkpoint: Checkpoint) -> Tail | None:
         return None
     return Tail(
         checkpoint.tensors["tail.kernel"].astype(np.float32), checkpoint.tensors["tail.bias"].astype(np.float32)
+    )
+
+
+def _history_tensors(history: tuple[EpochMetrics, ...]) -> Tensors:
+    """The epochs' metrics, a column each; NaN for None."""
+    numbers = {name: np.array([getattr(each, name) for each in history], np.int64) for name in _EPOCH_NUMBERS}
+    values = {name: np.array([getattr(each, name) for each in history], np.float64) for name in _EPOCH_VALUES}
+    return {_HISTORY + name: column for name, column in (numbers | values).items()}
+
+
+def _history(tensors: Tensors) -> tuple[EpochMetrics, ...]:
+    numbers = [tensors[_HISTORY + name].tolist() for name in _EPOCH_NUMBERS]
+    values = [tensors[_HISTORY + name].tolist() for name in _EPOCH_VALUES]
+    return tuple(
+        EpochMetrics(
+            epoch=epoch,
+            epochs=epochs,
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
+            validation_loss=None if np.isnan(validation_loss) else validation_loss,
+            validation_accuracy=None if np.isnan(validation_accuracy) else validation_accuracy,
+        )
+        for epoch, epochs, train_loss, train_accuracy, validation_loss, validation_accuracy in zip(
+            *numbers, *values, strict=True
+        )
     )

@@ -1,6 +1,7 @@
 """Checkpoints are whole or not there, and a newer attempt wins."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,15 @@ def commit(store: ObjectStore, step: int, attempt: int = 1) -> None:
     checkpoints.commit(store, JOB, attempt, snapshot(step), FINGERPRINT)
 
 
+def state_key(store: ObjectStore, step: int, attempt: int = 1) -> str:
+    (key,) = [
+        info.key
+        for info in store.list(names.checkpoint_prefix(JOB, attempt, 0, step))
+        if info.key.endswith(".safetensors")
+    ]
+    return key
+
+
 def newest_step(store: ObjectStore) -> int | None:
     found = checkpoints.load_newest(store, JOB)
     if found is None:
@@ -51,9 +61,11 @@ def test_a_job_without_checkpoints_has_none(store: ObjectStore) -> None:
 
 def test_the_newest_is_of_the_greatest_step_whoever_wrote_it(store: ObjectStore) -> None:
     commit(store, 5, attempt=1)
-    commit(store, 9, attempt=1)
     commit(store, 7, attempt=2)
+    commit(store, 9, attempt=1)  # late, and good for all that
     assert newest_step(store) == 9
+    commit(store, 8, attempt=2)  # who goes on decides
+    assert newest_step(store) == 8
 
 
 def test_two_are_kept(store: ObjectStore) -> None:
@@ -77,7 +89,7 @@ def test_an_object_without_a_manifest_is_no_checkpoint(store: ObjectStore) -> No
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(store: ObjectStore, damage: str) -> None:
     commit(store, 1)
     commit(store, 2)
-    key = f"{names.checkpoint_prefix(JOB, 1, 0, 2)}state.safetensors"
+    key = state_key(store, 2)
     data = store.get(key)
     match damage:
         case "flip":
@@ -89,6 +101,33 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(store: ObjectStore, d
         case _:
             store.put(names.checkpoint_manifest(JOB, 1, 0, 2), b"{")
     assert newest_step(store) == 1
+    commit(store, 2)  # the damaged one is not in the way
+    assert newest_step(store) == 2
+
+
+def test_another_state_at_the_same_step_takes_the_place_of_the_first(store: ObjectStore) -> None:
+    commit(store, 1)
+    with_more = replace(snapshot(1), tensors={**snapshot(1).tensors, "tail": np.ones(2)})
+    checkpoints.commit(store, JOB, 1, with_more, FINGERPRINT)
+    found = checkpoints.load_newest(store, JOB)
+    assert found is not None
+    assert set(found.tensors) == {"w", "tail"}
+
+
+def test_what_could_not_be_used_does_not_push_out_what_follows(store: ObjectStore) -> None:
+    for step in (5, 6):
+        commit(store, step)
+        store.put(state_key(store, step), b"damaged")
+    store.put(names.job_fence(JOB), Fence(attempt=2).model_dump_json().encode())
+    commit(store, 1, attempt=2)
+    assert newest_step(store) == 1
+
+
+def test_a_late_one_of_an_earlier_attempt_removes_nothing_of_the_newer(store: ObjectStore) -> None:
+    commit(store, 3, attempt=2)
+    checkpoints.collect_garbage(store, JOB, 1, 0, 9)
+    checkpoints.collect_garbage(store, JOB, 1, 0, 1)
+    assert newest_step(store) == 3
 
 
 def test_a_given_up_attempt_commits_nothing(store: ObjectStore) -> None:
