@@ -34,16 +34,19 @@ class Effect:
     next strike, or the fit had done its last."""
     restarted: bool
     """Whether training went on in another process. Otherwise it was not interrupted."""
+    detected_s: float | None
+    """Of `recovery_s`: until the fit's supervisor knew that its trainer was lost. None where it did not say so, e.g.
+    because it was lost as well."""
     trainer_s: float | None
-    """Of `recovery_s`: until a process began to load what the fit needs; detecting the loss included."""
+    """Of `recovery_s`: from then, or else from the fault, until a process began to load what the fit needs."""
     first_step_s: float | None
-    """Of `recovery_s`: the rest; loading, resuming from the checkpoint, and one step."""
+    """Of `recovery_s`: the rest, which is loading, resuming from the checkpoint, and one step."""
     steps_redone: int
     redone_s: float
     """How long the steps redone had taken the first time."""
 
 
-NO_EFFECT = Effect(None, False, None, None, 0, 0.0)
+NO_EFFECT = Effect(None, False, None, None, None, 0, 0.0)
 
 
 def fitting_at(events: Sequence[JobEvent], at: datetime) -> bool:
@@ -57,8 +60,11 @@ def fitting_at(events: Sequence[JobEvent], at: datetime) -> bool:
     return begun and not ended
 
 
-def effect(events: Sequence[JobEvent], window: Window) -> Effect:
-    """The strike's effect on the job's fit; `NO_EFFECT` where the job was not in its fit, or before its first step."""
+def effect(events: Sequence[JobEvent], window: Window, detections: Sequence[datetime] = ()) -> Effect:
+    """The strike's effect on the job's fit; `NO_EFFECT` where the job was not in its fit, or before its first step.
+
+    `detections` are the moments at which some supervisor found its trainer lost.
+    """
     if not fitting_at(events, window.began_at) or not _epochs_until(events, window.began_at):
         return NO_EFFECT
     after = [event for event in events if event.at > window.began_at and not _too_late(event.at, window)]
@@ -66,10 +72,10 @@ def effect(events: Sequence[JobEvent], window: Window) -> Effect:
         if event.type is JobEventType.RECOVERY:
             recovery = Recovery.model_validate(event.data)
             if recovery.resumed_at > window.began_at:
-                return _restarted(events, window, recovery)
+                return _restarted(events, window, recovery, detections)
     steps = [event.at for event in after if event.type is JobEventType.EPOCH and event.at > window.ended_at]
     recovery_s = (min(steps) - window.ended_at).total_seconds() if steps else None
-    return Effect(recovery_s, False, None, None, 0, 0.0)
+    return Effect(recovery_s, False, None, None, None, 0, 0.0)
 
 
 def counted(effects: Sequence[Effect]) -> tuple[Effect, ...]:
@@ -90,8 +96,11 @@ def percentile(values: Sequence[float], share: float) -> float | None:
     return sorted(values)[rank - 1]
 
 
-def _restarted(events: Sequence[JobEvent], window: Window, recovery: Recovery) -> Effect:
+def _restarted(
+    events: Sequence[JobEvent], window: Window, recovery: Recovery, detections: Sequence[datetime]
+) -> Effect:
     began = max(window.began_at, min(window.ended_at, recovery.resumed_at))
+    detected_at = min((at for at in detections if began <= at <= recovery.resumed_at), default=None)
     done = _epochs_until(events, recovery.resumed_at)
     last_at, last = max(done, key=lambda each: each[1])
     redone = max(0, last - recovery.epoch)
@@ -99,7 +108,8 @@ def _restarted(events: Sequence[JobEvent], window: Window, recovery: Recovery) -
     return Effect(
         recovery_s=_seconds(recovery.first_step_at - began),
         restarted=True,
-        trainer_s=_seconds(recovery.resumed_at - began),
+        detected_s=None if detected_at is None else _seconds(detected_at - began),
+        trainer_s=_seconds(recovery.resumed_at - (detected_at or began)),
         first_step_s=_seconds(recovery.first_step_at - recovery.resumed_at),
         steps_redone=redone,
         redone_s=_seconds(last_at - reached_at) if redone and reached_at is not None else 0.0,

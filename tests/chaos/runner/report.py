@@ -99,15 +99,16 @@ def table(report: Mapping[str, Any]) -> str:
             f"| {target} | {row['kills']} | {row['jobs_hit']} | {row['restarted']} | {row['steps_redone_max']} "
             f"| {_shown(recovery['p50'])} / {_shown(recovery['p95'])} |"
         )
-    recovery, breakdown = report["recovery_s"], report["recovery_breakdown_s"]
+    recovery = report["recovery_s"]
+    parts = ", ".join(
+        f"{name.replace('_', ' ')} {_shown(part['p50'])} / {_shown(part['p95'])} s"
+        for name, part in report["recovery_breakdown_s"].items()
+    )
     rows.append(
         f"\n{report['kills']} strikes, {report['jobs_finished']} of {report['jobs']} jobs finished, "
         f"{report['bit_identical']} bit-identical, {report['duplicate_jobs']} duplicates, "
         f"at most {report['steps_redone_max']} steps redone, recovery p50 {_shown(recovery['p50'])} s, "
-        f"p95 {_shown(recovery['p95'])} s. Where training went on elsewhere: another trainer there after "
-        f"{_shown(breakdown['until_trainer']['p50'])} / {_shown(breakdown['until_trainer']['p95'])} s, its first step "
-        f"{_shown(breakdown['until_first_step']['p50'])} / {_shown(breakdown['until_first_step']['p95'])} s later "
-        "(p50 / p95)."
+        f"p95 {_shown(recovery['p95'])} s. Where training went on elsewhere, p50 / p95: {parts}."
     )
     return "\n".join(rows)
 
@@ -123,8 +124,9 @@ def _measured(effects: Sequence[Effect]) -> dict[str, Any]:
         "steps_redone_max": max((effect.steps_redone for effect in effects), default=0),
         "recovery_s": _percentiles(effect.recovery_s for effect in effects),
         "recovery_breakdown_s": {
-            "until_trainer": _percentiles(effect.trainer_s for effect in effects),
-            "until_first_step": _percentiles(effect.first_step_s for effect in effects),
+            "detected": _percentiles(effect.detected_s for effect in effects),
+            "trainer_there": _percentiles(effect.trainer_s for effect in effects),
+            "first_step": _percentiles(effect.first_step_s for effect in effects),
         },
     }
 

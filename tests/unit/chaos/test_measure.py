@@ -63,14 +63,25 @@ KILLED = [fit(0), epoch(1, 10), epoch(2, 20), epoch(3, 30), recovery(5, 6.5, 15)
 
 
 def test_training_that_goes_on_recovers_with_its_next_step() -> None:
-    assert effect(STEADY, kill(4.5)) == Effect(0.5, False, None, None, 0, 0.0)
+    assert effect(STEADY, kill(4.5)) == Effect(0.5, False, None, None, None, 0, 0.0)
 
 
 def test_what_a_restart_redoes_and_where_its_time_goes() -> None:
     found = effect(KILLED, kill(3.5))
     assert found == Effect(
-        recovery_s=3.0, restarted=True, trainer_s=1.5, first_step_s=1.5, steps_redone=15, redone_s=pytest.approx(1.5)
+        recovery_s=3.0,
+        restarted=True,
+        detected_s=None,
+        trainer_s=1.5,
+        first_step_s=1.5,
+        steps_redone=15,
+        redone_s=pytest.approx(1.5),
     )
+
+
+def test_detection_is_split_off_where_it_is_known() -> None:
+    found = effect(KILLED, kill(3.5), [at(1), at(4.25), at(4.5), at(9)])
+    assert (found.detected_s, found.trainer_s, found.first_step_s) == (0.75, 0.75, 1.5)
 
 
 def test_a_restart_that_redoes_nothing() -> None:
@@ -86,8 +97,8 @@ def test_what_was_redone_before_is_not_counted_again() -> None:
 
 
 def test_a_recovery_belongs_to_the_strike_before_it() -> None:
-    assert effect(KILLED, kill(1.5, until=2.5)) == Effect(0.5, False, None, None, 0, 0.0)
-    assert effect(KILLED, kill(6.8)) == Effect(pytest.approx(0.7), False, None, None, 0, 0.0)
+    assert effect(KILLED, kill(1.5, until=2.5)) == Effect(0.5, False, None, None, None, 0, 0.0)
+    assert effect(KILLED, kill(6.8)) == Effect(pytest.approx(0.7), False, None, None, None, 0, 0.0)
 
 
 def test_an_outage_is_measured_from_its_end() -> None:
@@ -110,8 +121,8 @@ def test_a_job_that_was_not_training_feels_nothing(events: list[JobEvent]) -> No
 
 
 def test_of_one_strike_restarts_count_and_else_the_worst() -> None:
-    quick, slow, none = (Effect(seconds, False, None, None, 0, 0.0) for seconds in (0.1, 0.9, None))
-    restarted = Effect(3.0, True, 1.0, 2.0, 5, 0.5)
+    quick, slow, none = (Effect(seconds, False, None, None, None, 0, 0.0) for seconds in (0.1, 0.9, None))
+    restarted = Effect(3.0, True, None, 1.0, 2.0, 5, 0.5)
     assert counted([quick, slow, none, NO_EFFECT]) == (slow,)
     assert counted([quick, restarted, slow]) == (restarted,)
     assert counted([NO_EFFECT]) == ()

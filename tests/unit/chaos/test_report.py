@@ -11,7 +11,7 @@ from tests.chaos.runner.report import CHECKPOINT_ON_ITS_WAY_S, Ended, Felt, Resu
 from tests.chaos.runner.schedule import Manner, Target
 
 DONE = Ended("job_1", JobState.SUCCEEDED, "a", "a")
-RESTARTED = Effect(4.0, True, 3.0, 1.0, 20, 1.9)
+RESTARTED = Effect(4.0, True, 1.0, 2.0, 1.0, 20, 1.9)
 NOTICED = Felt(2, Target.SPOT_NOTICE, Manner.NOTICE, (replace(RESTARTED, steps_redone=1),), 0.0)
 KILLED = Felt(1, Target.TRAINER, Manner.KILL, (RESTARTED,), 0.0)
 TOO_MUCH = replace(RESTARTED, redone_s=2.1 + CHECKPOINT_ON_ITS_WAY_S)
