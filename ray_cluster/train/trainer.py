@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 
+from ray_cluster.spot.drains import DrainsUnknown, draining_nodes
 from ray_cluster.train.crew import Crew
 from ray_cluster.train.fit_control import FitControl, Identity, Order
 from ray_cluster.train.fit_job import FitEnd, FitJob, FitReturn
@@ -182,16 +183,24 @@ class Trainer:
     # --- by itself ---
 
     def _watch(self) -> None:
-        """Leaves when it has been idle; looks after a fit that nobody asks for."""
+        """Leaves when idle, soon where its node is about to go; looks after a fit that nobody asks for."""
         while True:
             time.sleep(1.0)
             with self._lock:
                 fit, used_at_s = self._fit, self._used_at_s
             if fit is not None and fit.running:
                 self._look_after(fit)
-            elif time.monotonic() - used_at_s > self._idle_s:
-                _log.info("leaving: nothing to do for %g s", self._idle_s)
+                continue
+            idle_s = time.monotonic() - used_at_s
+            if idle_s > self._idle_s or (idle_s > ORPHANED_S and self._is_draining()):
+                _log.info("leaving")
                 ray.kill(ray.get_runtime_context().current_actor)
+
+    def _is_draining(self) -> bool:
+        try:
+            return self._node_id in draining_nodes()
+        except DrainsUnknown:
+            return False
 
     def _look_after(self, fit: _RunningFit) -> None:
         silent_s = fit.control.silent_s()

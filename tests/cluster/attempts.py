@@ -23,7 +23,9 @@ from services.contracts.jobs import (
     Fence,
     JobEventType,
     JobKind,
+    JobOutcome,
     JobRecord,
+    JobState,
     ProgressRecord,
     Stage,
     StageTiming,
@@ -32,6 +34,7 @@ from services.contracts.jobs import (
 from services.contracts.models import ModelManifest
 from services.runtime.objects import ObjectStore, open_store
 from tests.servers.ray_local import ROOT, LocalRay
+from tests.servers.ray_nodes import RayNodes
 
 ATTEMPT_TIMEOUT_S = 240
 DATASET = DatasetId("ds_cluster")
@@ -41,7 +44,7 @@ DATASET = DatasetId("ds_cluster")
 class Attempts:
     """A bucket and a cluster."""
 
-    ray: LocalRay
+    ray: LocalRay | RayNodes
     bucket_uri: str
 
     @property
@@ -66,6 +69,13 @@ class Attempts:
 
     def fence(self, job: JobId, attempt: int) -> None:
         self.store.put(names.job_fence(job), Fence(attempt=attempt).model_dump_json().encode())
+
+    def end(self, job: JobId) -> None:
+        """Notes that the job was cancelled, as the reconciler does."""
+        outcome = JobOutcome(
+            job_id=job, state=JobState.CANCELLED, attempt=1, finished_at=utc_now(), published=None, failure=None
+        )
+        self.store.put(names.job_outcome(job), outcome.model_dump_json().encode())
 
     def start(self, job: JobId, attempt: int = 1) -> subprocess.Popen[bytes]:
         """The attempt's driver, as a process of ours."""

@@ -13,7 +13,8 @@ from services.contracts.ids import TrunkId
 from services.contracts.serving import IMPORT_PATH, TrunkApplicationArgs, application_name, trunk_route
 from services.training.ray_api import ServeApplication
 
-PROXY_LOCATION = "EveryNode"
+PROXY_LOCATION = "HeadOnly"
+"""Gateways ask at one URL. A proxy on a spot node would go with its node, and with the requests it holds."""
 
 
 @dataclass(frozen=True, slots=True)

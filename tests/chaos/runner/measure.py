@@ -99,10 +99,11 @@ def percentile(values: Sequence[float], share: float) -> float | None:
 def _restarted(
     events: Sequence[JobEvent], window: Window, recovery: Recovery, detections: Sequence[datetime]
 ) -> Effect:
-    began = max(window.began_at, min(window.ended_at, recovery.resumed_at))
-    detected_at = min((at for at in detections if began <= at <= recovery.resumed_at), default=None)
     done = _epochs_until(events, recovery.resumed_at)
     last_at, last = max(done, key=lambda each: each[1])
+    # After a notice, or without those who asked for the fit, training goes on for a while before it moves.
+    began = max(window.began_at, min(window.ended_at, recovery.resumed_at), last_at)
+    detected_at = min((at for at in detections if began <= at <= recovery.resumed_at), default=None)
     redone = max(0, last - recovery.epoch)
     reached_at = _reached_at(done, recovery.epoch)
     return Effect(

@@ -89,6 +89,11 @@ def test_a_restart_that_redoes_nothing() -> None:
     assert (found.restarted, found.steps_redone, found.redone_s) == (True, 0, 0.0)
 
 
+def test_training_that_went_on_after_a_notice_was_not_interrupted_yet() -> None:
+    found = effect([fit(0), epoch(3, 30), epoch(8, 80), recovery(8.25, 9, 80), epoch(9, 81)], kill(3.5))
+    assert (found.recovery_s, found.trainer_s, found.steps_redone) == (1.0, 0.25, 0)
+
+
 def test_what_was_redone_before_is_not_counted_again() -> None:
     events = [*KILLED, epoch(8.5, 36), recovery(10, 11, 31), epoch(11, 32)]
     found = effect(events, kill(9))

@@ -1,0 +1,192 @@
+"""Spot notices on a cluster of several nodes: the node drains, and replicas leave it without a failed request."""
+
+import asyncio
+import io
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pytest
+from PIL import Image
+
+from services.contracts.backbones import BackboneName
+from services.contracts.errors import RekindleError
+from services.contracts.models import TrunkManifest
+from services.contracts.serving import application_name
+from services.inference.predict.queries import ServedVersion
+from services.inference.replicas import Replicas
+from services.local.ray_head import free_ports
+from services.runtime.objects import open_store
+from services.training.reconciler.serve_applications import ServeTarget, desired_config
+from tests.servers.fake_imds import FakeImds, fake_imds
+from tests.servers.make_trunk import make_trunk
+from tests.servers.published import publish, random_tail
+from tests.servers.ray_nodes import HEAD_IP, Node, RayNodes, Role, ray_nodes
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+
+WAIT_S = 120
+POLL_S = 0.5
+NOTICE_S = 25
+MARGIN_S = 10
+PREDICT_DEADLINE_S = 30
+CALLERS = 4
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayNodes]:
+    with ray_nodes(spots=2) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def trunk(cluster: RayNodes, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, TrunkManifest]:
+    """A bucket with a model on a trunk."""
+    store = open_store(tmp_path_factory.mktemp("bucket").as_uri())
+    trunk = make_trunk(store, BackboneName.REKINDLE_TINY, 64, None, cluster.env)
+    publish(store, trunk, "flowers", 1, random_tail(trunk.feature_dim, 3, 0), ["a", "b", "c"])
+    return store.uri, trunk
+
+
+def watch(node: Node, imds: FakeImds) -> None:
+    """Starts the node's watcher, as a machine does when it boots."""
+    env = {
+        "REKINDLE_SPOT_IMDS_URL": imds.url,
+        "REKINDLE_SPOT_NODE_IP": node.ip,  # the raylets of the others are on this machine too
+        "REKINDLE_SPOT_POLL_S": str(POLL_S),
+        "REKINDLE_SPOT_MARGIN_S": str(MARGIN_S),
+    }
+    node.start([sys.executable, "-m", "ray_cluster.spot.watcher"], env)
+    wait_for(lambda: "spot.watching" in node.log_text(), "the watcher")
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.1)
+
+
+def test_replicas_move_before_the_node_goes_and_no_request_fails(
+    cluster: RayNodes, trunk: tuple[str, TrunkManifest]
+) -> None:
+    bucket_uri, manifest = trunk
+    (port,) = free_ports(1)
+    config = desired_config([manifest.trunk_id], ServeTarget(bucket_uri, HEAD_IP, port))
+    url = f"{cluster.dashboard_url}/api/serve/applications/"
+    httpx2.put(url, json=config, timeout=WAIT_S).raise_for_status()
+
+    def is_running() -> bool:
+        app = httpx2.get(url, timeout=30).json()["applications"].get(application_name(manifest.trunk_id))
+        return app is not None and app["status"] == "RUNNING"
+
+    wait_for(is_running, "the application")
+    (replica,) = cluster.processes(Role.SERVE_REPLICA)
+    node = cluster.node_of(replica.pid)
+    assert [cluster.node_of(proxy.pid) for proxy in cluster.processes(Role.SERVE_PROXY)] == [cluster.head]
+    with fake_imds() as imds:
+        watch(node, imds)
+        answered, failures = asyncio.run(
+            predict_while(f"http://{HEAD_IP}:{port}", manifest, lambda: lose(cluster, node, imds))
+        )
+    assert failures == []
+    assert answered > 0
+    assert node not in [cluster.node_of(each.pid) for each in cluster.processes(Role.SERVE_REPLICA)]
+
+
+# A driver that keeps an actor on a node, says what it learns of drains, and lets the actor go when told.
+_DRIVER = """
+import os, sys, time
+import ray
+from ray_cluster.spot.drains import draining_nodes, my_node_id
+
+ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
+
+@ray.remote(num_cpus=1, resources={f"node:{sys.argv[1]}": 0.001})
+class Tenant:
+    def where(self):
+        return my_node_id(), draining_nodes()
+
+tenant = Tenant.remote()
+print("tenant", *ray.get(tenant.where.remote()), flush=True)
+while not (drains := draining_nodes()):
+    time.sleep(0.05)
+print("drains", *[f"{node} {deadline.timestamp():.0f}" for node, deadline in drains.items()], flush=True)
+assert ray.get(tenant.where.remote())[1] == drains
+while not os.path.exists(sys.argv[2]):
+    time.sleep(0.05)
+ray.kill(tenant)
+print("left", flush=True)
+"""
+
+
+def test_the_drain_command_waits_for_the_node_to_be_empty(cluster: RayNodes, tmp_path: Path) -> None:
+    node = cluster.add_node()
+    head = cluster.head
+    assert head is not None
+    leave = tmp_path / "leave"
+    where = {"RAY_ADDRESS": cluster.address}
+    head.start([sys.executable, "-c", _DRIVER, node.ip, leave.as_posix()], where)
+    wait_for(lambda: f"tenant {node.node_id} {{}}" in head.log_text(), "the tenant")
+
+    def drain(deadline_s: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "ray_cluster.spot.drain", "--ip", node.ip, "--deadline-s", str(deadline_s)]
+        return subprocess.run(command, env={**cluster.env, **where}, capture_output=True, text=True, timeout=WAIT_S)
+
+    asked_at = time.time()
+    occupied = drain(3)
+    assert occupied.returncode == 1, occupied.stdout + occupied.stderr
+    wait_for(lambda: "\ndrains " in head.log_text(), "the drain to be seen")
+    seen = re.search(r"\ndrains (\S+) (\d+)", head.log_text())
+    assert seen is not None
+    assert seen[1] == node.node_id
+    assert asked_at < int(seen[2]) < time.time() + 3
+    leave.touch()
+    emptied = drain(WAIT_S)
+    assert emptied.returncode == 0, emptied.stdout + emptied.stderr
+    wait_for(lambda: cluster.node_states()[node.node_id] == "DEAD", "the node to end")
+
+
+def lose(cluster: RayNodes, node: Node, imds: FakeImds) -> None:
+    """Gives notice, and takes the machine when it said."""
+    ends_at = imds.notify(NOTICE_S)
+    wait_for(lambda: "spot.draining" in node.log_text(), "the drain")
+    wait_for(lambda: imds.now() >= ends_at, "the end")
+    assert cluster.processes(Role.SERVE_REPLICA, node) == []
+    cluster.kill_node(node)
+    wait_for(lambda: cluster.node_states()[node.node_id] == "DEAD", "the node's death to be known")
+
+
+async def predict_while(url: str, trunk: TrunkManifest, disturb: Callable[[], None]) -> tuple[int, list[str]]:
+    """Asks without a break until `disturb` is done; how many were answered, and what the others failed with."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((48, 64, 3), 90, np.uint8)).save(buffer, "PNG")
+    served = ServedVersion(model_name="flowers", version=1, trunk_id=trunk.trunk_id)
+    replicas = Replicas(url)
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+    failures: list[str] = []
+
+    async def ask_always() -> int:
+        answered = 0
+        while not done.is_set():
+            try:
+                await replicas.predict(served, buffer.getvalue(), 3, loop.time() + PREDICT_DEADLINE_S)
+                answered += 1
+            except RekindleError as error:
+                failures.append(repr(error))
+        return answered
+
+    callers = [asyncio.create_task(ask_always()) for _ in range(CALLERS)]
+    try:
+        await asyncio.to_thread(disturb)
+    finally:
+        done.set()
+    answered = sum(await asyncio.gather(*callers))
+    await replicas.aclose()
+    return answered, failures
