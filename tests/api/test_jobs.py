@@ -29,6 +29,7 @@ from services.runtime.database.leases import LeaseStore
 from services.training.ray_api import RayStatus
 from services.training.reconciler.actor import Actor
 from services.training.reconciler.loop import LEASE_NAME, Reconciler
+from services.training.reconciler.policy import SILENCE
 from services.training.reconciler.transitions import LeasedDatabase
 from tests.servers.fake_ray import FakeRay
 from tests.servers.training import TrainingGateway, eventually, problem, training_gateway
@@ -339,6 +340,19 @@ async def test_a_submission_whose_answer_was_lost_is_not_done_twice(gateway: Tra
     attempt.run()
     await gateway.job_in(job_id, "preparing")
     assert [each.submission_id for each in gateway.ray.submissions] == [f"{job_id}-a1"]
+
+
+@pytest.mark.timeout(60)
+async def test_a_driver_that_died_with_the_head_is_found_though_ray_says_that_it_runs(gateway: TrainingGateway) -> None:
+    job_id = (await gateway.job(max_attempts=1))["id"]
+    attempt = await gateway.attempt(job_id)
+    attempt.run()
+    await gateway.job_in(job_id, "preparing")
+    gateway.ray.fail_unseen(f"{job_id}-a1")
+    again = await gateway.attempt(job_id, 2, patience_s=SILENCE.total_seconds() + 20)
+    again.run()
+    again.publish()
+    await gateway.job_in(job_id, "succeeded")
 
 
 async def test_a_restarted_cluster_gets_the_job_again_as_a_new_attempt(gateway: TrainingGateway) -> None:

@@ -22,9 +22,13 @@ class FakeRay:
     log_texts: dict[str, str] = field(default_factory=dict)
     applications: dict[str, ServeApplication] = field(default_factory=dict)
     deployments: list[dict[str, JsonValue]] = field(default_factory=list)
+    unseen: dict[str, RayJob] = field(default_factory=dict)
+    """What became of jobs while nobody looks after them; shown from the next submission on."""
 
     async def submit(self, submission: Submission) -> None:
         self._check()
+        self.jobs.update(self.unseen)
+        self.unseen.clear()
         if submission.submission_id not in self.jobs:
             self.jobs[submission.submission_id] = RayJob(RayStatus.PENDING, "", None)
             self.submissions.append(submission)
@@ -67,6 +71,10 @@ class FakeRay:
         """A new head that knows nothing of before."""
         self.jobs.clear()
         self.applications.clear()
+
+    def fail_unseen(self, submission_id: str) -> None:
+        """The head is restarted from its disk. The job's driver is gone with the old one, and nobody notices."""
+        self.unseen[submission_id] = RayJob(RayStatus.FAILED, "Job supervisor actor died", "JOB_SUPERVISOR_ACTOR_DIED")
 
     def _check(self) -> None:
         if not self.reachable:

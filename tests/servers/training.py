@@ -201,13 +201,13 @@ class TrainingGateway:
 
         return await eventually(look)
 
-    async def attempt(self, job_id: str, number: int = 1) -> PlayedAttempt:
+    async def attempt(self, job_id: str, number: int = 1, patience_s: float = PATIENCE_S) -> PlayedAttempt:
         """The attempt, as soon as the cluster has it."""
 
         async def submitted() -> bool:
             return submission_id(JobId(job_id), number) in self.ray.jobs
 
-        await eventually(submitted)
+        await eventually(submitted, patience_s)
         return PlayedAttempt(self.store, self.ray, JobId(job_id), number)
 
     async def events(self, job_id: str, after: int = 0) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from services.runtime.database.tables import JobRow
 from services.training.context import Training
 from services.training.ray_api import Submission
 from services.training.reconciler import records, transitions
-from services.training.reconciler.policy import Action, Cancel, Fail, Retry, Stop, Submit, Succeed, Wait
+from services.training.reconciler.policy import SILENCE, Action, Cancel, Fail, Retry, Rouse, Stop, Submit, Succeed, Wait
 from services.training.reconciler.transitions import LeasedDatabase
 
 STOP_INTERVAL_S = 5.0
@@ -30,6 +30,7 @@ class Actor:
     training: Training
     leased: LeasedDatabase
     stop_again_at_s: dict[str, float] = field(default_factory=dict[str, float])
+    rouse_again_at_s: dict[str, float] = field(default_factory=dict[str, float])
 
     async def act(self, row: JobRow, action: Action, now: datetime) -> bool:
         """Carries the action out; whether the job changed.
@@ -40,11 +41,11 @@ class Actor:
         """
         match action:
             case Wait(state=state, reason=reason):
-                if not reason or (state.value == row.state and reason == row.reason):
-                    return False
-                return await transitions.wait(self.leased, row, state, reason, now)
+                return await self._wait(row, state, reason, now)
             case Submit():
                 return await self._submit(row, action, now)
+            case Rouse(state=state, reason=reason):
+                return await self._wait(row, state, reason, now) or await self._rouse(row)
             case Stop(reason=reason):
                 return await self._stop(row, reason, now)
             case Retry():
@@ -59,6 +60,11 @@ class Actor:
             case Cancel(reason=reason):
                 return await self._cancel(row, reason, now)
 
+    async def _wait(self, row: JobRow, state: JobState, reason: str, now: datetime) -> bool:
+        if not reason or (state.value == row.state and reason == row.reason):
+            return False
+        return await transitions.wait(self.leased, row, state, reason, now)
+
     async def _submit(self, row: JobRow, action: Submit, now: datetime) -> bool:
         if action.attempt > row.attempt:
             # The number is taken before the cluster hears of it: there can be no attempt that nobody knows of.
@@ -68,23 +74,35 @@ class Actor:
         job_id = JobId(row.id)
         if not await asyncio.to_thread(records.raise_fence, self.training.store, job_id, action.attempt):
             return await self._catch_up(row, now)
-        submission = Submission(
-            submission_id=submission_id(job_id, action.attempt),
+        await self.training.ray.submit(self._submission(row, action.attempt))
+        log.info("job.submitted", job_id=job_id, attempt=action.attempt)
+        # That the cluster has it is noted at the next look, when the cluster says so itself.
+        return True
+
+    async def _rouse(self, row: JobRow) -> bool:
+        """Submits what the cluster has already: that changes nothing, and a head that was restarted since begins to
+        look after its jobs, finds the dead ones, and says so at a later look."""
+        if time.monotonic() >= self.rouse_again_at_s.get(row.id, 0.0):
+            await self.training.ray.submit(self._submission(row, row.attempt))
+            self.rouse_again_at_s[row.id] = time.monotonic() + SILENCE.total_seconds()
+            log.info("job.silent", job_id=row.id, attempt=row.attempt)
+        return False
+
+    def _submission(self, row: JobRow, attempt: int) -> Submission:
+        job_id = JobId(row.id)
+        return Submission(
+            submission_id=submission_id(job_id, attempt),
             entrypoint=(
                 f"python -m ray_cluster.train.attempt --bucket {shlex.quote(self.training.store.uri)} "
-                f"--job {job_id} --attempt {action.attempt}"
+                f"--job {job_id} --attempt {attempt}"
             ),
             metadata={
                 "name": f"{row.model_name} {job_id}",
                 "job_id": job_id,
                 "model_name": row.model_name,
-                "attempt": str(action.attempt),
+                "attempt": str(attempt),
             },
         )
-        await self.training.ray.submit(submission)
-        log.info("job.submitted", job_id=job_id, attempt=action.attempt)
-        # That the cluster has it is noted at the next look, when the cluster says so itself.
-        return True
 
     async def _catch_up(self, row: JobRow, now: datetime) -> bool:
         """The bucket knows a newer attempt. Where another leader is ahead, this raises `Fenced`; otherwise the database

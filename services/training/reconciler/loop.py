@@ -25,7 +25,7 @@ from services.training.ray_api import RayStatus
 from services.training.reconciler import records, transitions
 from services.training.reconciler.actor import Actor
 from services.training.reconciler.base_model import base_job
-from services.training.reconciler.policy import Backoff, JobView, Observation, Wait, decide
+from services.training.reconciler.policy import Backoff, JobView, Observation, Rouse, Wait, decide
 from services.training.reconciler.serving import ServeKeeper
 from services.training.reconciler.transitions import LeasedDatabase
 
@@ -180,7 +180,7 @@ class Reconciler:
         action = decide(_view(row), seen, now, self._backoff)
         if await actor.act(row, action, now):
             self._training.changed.send()
-            if not isinstance(action, Wait):
+            if not isinstance(action, Wait | Rouse):
                 # The next step may be due at once, and what ended may have made room for another.
                 self._training.wake.send()
 
@@ -210,7 +210,14 @@ class Reconciler:
             self._training.changed.send()
             row = await self._reread(row)
         waited = timedelta(0) if row.submitted_at is None else now - row.submitted_at
-        seen = Observation(ray=status, message=message, error_type=error_type, outcome=outcome, waited=waited)
+        seen = Observation(
+            ray=status,
+            message=message,
+            error_type=error_type,
+            outcome=outcome,
+            waited=waited,
+            silent=now - row.updated_at,
+        )
         return row, seen
 
     async def _reread(self, row: JobRow) -> JobRow:

@@ -13,6 +13,10 @@ from services.training.ray_api import RayStatus
 PENDING_GRACE = timedelta(seconds=10)
 """An attempt that Ray has not started after this long waits for capacity."""
 
+SILENCE = timedelta(seconds=10)
+"""A running attempt that has reported nothing for so long may be dead without Ray noticing: a Ray head that was
+restarted shows its jobs as they were, and looks after none of them until it is given work."""
+
 DEATHS_BEFORE_COUNTING = 5
 """From this death in a row without progress on, a process that dies counts as an unknown failure: its input may crash
 it, or it may be out of memory, every time and for ever. Lost machines and clusters are no deaths."""
@@ -74,6 +78,8 @@ class Observation:
     outcome: AttemptOutcome | None = None
     waited: timedelta = timedelta(0)
     """How long ago the cluster took the attempt."""
+    silent: timedelta = timedelta(0)
+    """How long ago the job last changed."""
     slot_free: bool = True
     """Whether another job may be started beside those that run."""
 
@@ -94,6 +100,14 @@ class Submit:
     """Submit this attempt (again: the submission id makes it harmless)."""
 
     attempt: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rouse:
+    """As `Wait`, and the cluster is made to look after the newest attempt where that said nothing new."""
+
+    state: JobState
     reason: str
 
 
@@ -137,7 +151,7 @@ class Cancel:
     reason: str = "Cancelled on request."
 
 
-Action = Wait | Submit | Stop | Retry | Succeed | Fail | Cancel
+Action = Wait | Submit | Rouse | Stop | Retry | Succeed | Fail | Cancel
 
 
 def decide(job: JobView, seen: Observation, now: datetime, backoff: Backoff) -> Action:
@@ -195,7 +209,9 @@ def _decide_running(job: JobView, seen: Observation, now: datetime, backoff: Bac
             return Wait(JobState.WAITING_FOR_CAPACITY, reason)
         case RayStatus.RUNNING:
             waiting = job.state in (JobState.QUEUED, JobState.WAITING_FOR_CAPACITY)
-            return Wait(JobState.PREPARING if waiting else job.state, f"Attempt {job.attempt} is running.")
+            state = JobState.PREPARING if waiting else job.state
+            reason = f"Attempt {job.attempt} is running."
+            return Wait(state, reason) if seen.silent < SILENCE else Rouse(state, reason)
         case RayStatus.NOT_FOUND:
             if not job.submitted:
                 return Submit(job.attempt, f"Attempt {job.attempt} is submitted to the Ray cluster.")

@@ -14,6 +14,7 @@ from services.training.reconciler.policy import (
     DEATHS_BEFORE_COUNTING,
     NOT_STARTED_ERRORS,
     PENDING_GRACE,
+    SILENCE,
     Action,
     Backoff,
     Cancel,
@@ -21,6 +22,7 @@ from services.training.reconciler.policy import (
     JobView,
     Observation,
     Retry,
+    Rouse,
     Stop,
     Submit,
     Succeed,
@@ -107,6 +109,14 @@ def test_an_attempt_that_runs_is_preparing(before: JobState) -> None:
 
 def test_a_running_attempt_keeps_the_state_that_it_reported() -> None:
     assert decide(JOB, look(RayStatus.RUNNING), NOW, BACKOFF) == Wait(JobState.TRAINING, "Attempt 2 is running.")
+
+
+@pytest.mark.parametrize(("silent", "expected"), [(SILENCE - timedelta(seconds=1), Wait), (SILENCE, Rouse)])
+def test_the_cluster_is_made_to_look_after_an_attempt_that_has_gone_silent(
+    silent: timedelta, expected: type[Wait | Rouse]
+) -> None:
+    action = decide(JOB, look(RayStatus.RUNNING, silent=silent), NOW, BACKOFF)
+    assert action == expected(JobState.TRAINING, "Attempt 2 is running.")
 
 
 def test_unreachable_is_not_dead() -> None:
