@@ -53,11 +53,13 @@ def trunk(cluster: RayNodes, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return store.uri, trunk
 
 
-def watch(node: Node, imds: FakeImds) -> None:
+def watch(cluster: RayNodes, node: Node, imds: FakeImds) -> None:
     """Starts the node's watcher, as a machine does when it boots."""
     env = {
         "REKINDLE_SPOT_IMDS_URL": imds.url,
-        "REKINDLE_SPOT_NODE_IP": node.ip,  # the raylets of the others are on this machine too
+        # The raylets of the other nodes, and of other clusters, are on this machine too.
+        "REKINDLE_SPOT_NODE_IP": node.ip,
+        "REKINDLE_SPOT_RAY_ADDRESS": cluster.address,
         "REKINDLE_SPOT_POLL_S": str(POLL_S),
         "REKINDLE_SPOT_MARGIN_S": str(MARGIN_S),
     }
@@ -65,10 +67,12 @@ def watch(node: Node, imds: FakeImds) -> None:
     wait_for(lambda: "spot.watching" in node.log_text(), "the watcher")
 
 
-def wait_for(condition: Callable[[], bool], what: str) -> None:
+def wait_for(condition: Callable[[], bool], what: str, node: Node | None = None) -> None:
+    """`node` is whose log tells why, where it is in vain."""
     deadline = time.monotonic() + WAIT_S
     while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        log = node.log_text()[-4000:] if node else ""
+        assert time.monotonic() < deadline, f"waited in vain for {what}\n{log}"
         time.sleep(0.1)
 
 
@@ -135,7 +139,8 @@ def test_the_drain_command_waits_for_the_node_to_be_empty(cluster: RayNodes, tmp
     wait_for(lambda: f"tenant {node.node_id} {{}}" in head.log_text(), "the tenant")
 
     def drain(deadline_s: int) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "ray_cluster.spot.drain", "--ip", node.ip, "--deadline-s", str(deadline_s)]
+        which = ["--ip", node.ip, "--address", cluster.address]
+        command = [sys.executable, "-m", "ray_cluster.spot.drain", *which, "--deadline-s", str(deadline_s)]
         return subprocess.run(command, env={**cluster.env, **where}, capture_output=True, text=True, timeout=WAIT_S)
 
     asked_at = time.time()
@@ -155,7 +160,7 @@ def test_the_drain_command_waits_for_the_node_to_be_empty(cluster: RayNodes, tmp
 def lose(cluster: RayNodes, node: Node, imds: FakeImds) -> None:
     """Gives notice, and takes the machine when it said."""
     ends_at = imds.notify(NOTICE_S)
-    wait_for(lambda: "spot.draining" in node.log_text(), "the drain")
+    wait_for(lambda: "spot.draining" in node.log_text(), "the drain", node)
     wait_for(lambda: imds.now() >= ends_at, "the end")
     assert cluster.processes(Role.SERVE_REPLICA, node) == []
     cluster.kill_node(node)
