@@ -22,6 +22,7 @@ COMMANDS = {
     "models": "services.cli.models",
     "keys": "services.cli.keys",
     "restore": "services.cli.restore",
+    "gc": "services.cli.gc",
 }
 """Modules with `app`, a Typer of one command or several."""
 

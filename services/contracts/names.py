@@ -132,6 +132,11 @@ def model_object(model_name: str, version: int, attempt: int, file_name: str) ->
     return f"models/{model_name}/v{version}/a{attempt}/{file_name}"
 
 
+def model_attempts(model_name: str, version: int) -> str:
+    """Prefix of what attempts wrote for this version, published or not."""
+    return f"models/{model_name}/v{version}/a"
+
+
 def model_manifest(model_name: str, version: int) -> str:
     """`ModelManifest`; the version exists if and only if this object does."""
     return f"models/{model_name}/v{version}/model.json"
@@ -154,6 +159,11 @@ def model_alias(model_name: str, alias: str) -> str:
 # --- the store itself ---
 
 
+def store_checks() -> str:
+    """Prefix of all that self-tests wrote."""
+    return "checks/"
+
+
 def store_check(token: str) -> str:
     """A short-lived object that the object store's self-test writes and deletes."""
-    return f"checks/{token}"
+    return f"{store_checks()}{token}"

@@ -140,6 +140,22 @@ class Settings(BaseSettings):
     )
     retry_max_s: float = Field(default=120, gt=0, le=3600, description="Longest time in seconds between attempts.")
 
+    # --- garbage ---
+    garbage_interval_s: float = Field(
+        default=6 * 3600, ge=0, description="Seconds between collections of the bucket's garbage. 0: none."
+    )
+    garbage_grace_s: float = Field(
+        default=24 * 3600,
+        ge=60,
+        description="Seconds that garbage stays in the bucket, after it was written and after it became garbage.",
+    )
+    garbage_features_s: float | None = Field(
+        default=None,
+        ge=3600,
+        description="Seconds after which features are removed that no version and no running job has a use for. "
+        "Unset: they are kept for the next job.",
+    )
+
     # --- logs ---
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log lines that are written."

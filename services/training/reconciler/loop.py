@@ -17,6 +17,7 @@ from services.contracts.jobs import JobState
 from services.runtime.database.leases import Lease, LeaseStore, new_holder
 from services.runtime.database.tables import JobRow
 from services.training.context import Training
+from services.training.garbage import operations as garbage
 from services.training.idempotency import forget_before
 from services.training.jobs import queries
 from services.training.jobs.operations import accept
@@ -80,6 +81,7 @@ class Reconciler:
             asyncio.create_task(self._keep_jobs(lease), name="reconciler-jobs"),
             asyncio.create_task(self._keep_serve(), name="reconciler-serve"),
             asyncio.create_task(self._keep_copies(), name="reconciler-copies"),
+            asyncio.create_task(self._keep_clean(), name="reconciler-garbage"),
         ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -251,6 +253,22 @@ class Reconciler:
                 continue
             await asyncio.sleep(COPIES_INTERVAL_S)
 
+    # --- garbage ----------------------------------------------------------------------------------------------------
+
+    async def _keep_clean(self) -> None:
+        """Collects the bucket's garbage now and then."""
+        training, interval_s = self._training, self._training.settings.garbage_interval_s
+        if not interval_s:
+            await asyncio.Event().wait()  # never, and returning would end the leadership
+        await asyncio.sleep(min(interval_s, garbage.FIRST_PASS_AFTER_S))
+        while True:
+            try:
+                await garbage.collect_now(training.settings, training.database, training.store, utc_now())
+                self._troubles.pop("garbage", None)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with the garbage, jobs go on
+                self._complain("garbage", error)
+            await asyncio.sleep(interval_s)
+
     # --- logs -------------------------------------------------------------------------------------------------------
 
     def _complain(self, about: str, error: Exception) -> None:
@@ -264,7 +282,7 @@ class Reconciler:
         write("reconciler.trouble", about=about, reason=shown, exc_info=None if expected else error)
 
     def _forget_troubles(self, rows: Sequence[JobRow]) -> None:
-        known = {row.id for row in rows} | {"lease", "jobs", "serve", "copies", "cluster"}
+        known = {row.id for row in rows} | {"lease", "jobs", "serve", "copies", "garbage", "cluster"}
         for about in self._troubles.keys() - known:
             del self._troubles[about]
 

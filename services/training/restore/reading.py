@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from services.contracts import names
 from services.contracts.datasets import Dataset
 from services.contracts.errors import CorruptObject, NotFound, SourceUnreadable
-from services.contracts.ids import DatasetId, JobId
+from services.contracts.ids import DatasetId, JobId, TrunkId
 from services.contracts.jobs import (
     AttemptOutcome,
     Fence,
@@ -21,7 +21,7 @@ from services.contracts.jobs import (
     JobRecord,
     ProgressRecord,
 )
-from services.contracts.models import AliasRecord, ModelManifest, VersionDeletion
+from services.contracts.models import AliasRecord, ModelManifest, TrunkManifest, VersionClaim, VersionDeletion
 from services.runtime.objects import ObjectStore
 
 Parsed = TypeVar("Parsed")
@@ -96,6 +96,10 @@ class BucketReader:
         """Jobs that left any object."""
         return [JobId(name) for name in self.store.list_folder("jobs/").folders]
 
+    def trunk_ids(self) -> list[TrunkId]:
+        """Trunks that left features."""
+        return [TrunkId(name) for name in self.store.list_folder("features/").folders]
+
     def model_names(self) -> list[str]:
         """Models that left any object."""
         return self.store.list_folder("models/").folders
@@ -112,14 +116,12 @@ class BucketReader:
 
     def read_job(self, job_id: JobId) -> FoundJob | None:
         """The job, or None where its record cannot be read."""
-        key = names.job_spec(job_id)
-        record = self._required(key, JobRecord.model_validate_json)
-        record = self._named_right(key, record, record is None or record.job_id == job_id)
+        record = self.read_record(job_id)
         if record is None:
             return None
         fence = self._optional(names.job_fence(job_id), Fence.model_validate_json)
-        outcome = self._optional(names.job_outcome(job_id), JobOutcome.model_validate_json)
-        reported = _numbers(self.store.list_folder(names.attempts_prefix(job_id)).folders)
+        outcome = self.read_job_outcome(job_id)
+        reported = self.attempts(job_id)
         saved = _numbers(self.store.list_folder(names.checkpoints_prefix(job_id)).folders)
         return FoundJob(
             record=record,
@@ -129,6 +131,20 @@ class BucketReader:
             outcome=outcome,
         )
 
+    def read_record(self, job_id: JobId) -> JobRecord | None:
+        """The accepted job, or None where its record cannot be read."""
+        key = names.job_spec(job_id)
+        record = self._required(key, JobRecord.model_validate_json)
+        return self._named_right(key, record, record is None or record.job_id == job_id)
+
+    def read_job_outcome(self, job_id: JobId) -> JobOutcome | None:
+        """How the job ended, or None where it has not, or where that cannot be read."""
+        return self._optional(names.job_outcome(job_id), JobOutcome.model_validate_json)
+
+    def attempts(self, job_id: JobId) -> list[int]:
+        """Numbers of the job's attempts that reported anything."""
+        return _numbers(self.store.list_folder(names.attempts_prefix(job_id)).folders)
+
     def _read_attempt(self, job_id: JobId, number: int) -> FoundAttempt:
         listed = self.store.list(names.attempt_progress_prefix(job_id, number))
         read = [self._optional(info.key, ProgressRecord.model_validate_json) for info in listed]
@@ -137,10 +153,22 @@ class BucketReader:
             outcome=self._optional(names.attempt_outcome(job_id, number), AttemptOutcome.model_validate_json),
         )
 
+    def version_numbers(self, name: str) -> list[int]:
+        """Versions of the model that were claimed or published."""
+        return _numbers(self.store.list_folder(names.model_prefix(name)).folders, _VERSION)
+
+    def read_claim(self, name: str, version: int) -> VersionClaim | None:
+        """Who may publish the version, or None where nobody claimed it, or where that cannot be read."""
+        return self._optional(names.model_claim(name, version), VersionClaim.model_validate_json)
+
+    def read_trunk(self, trunk_id: TrunkId) -> TrunkManifest | None:
+        """The trunk, or None where it is not there or cannot be read."""
+        return self._optional(names.trunk_manifest(trunk_id), TrunkManifest.model_validate_json)
+
     def read_model(self, name: str) -> FoundModel:
         """The model as far as it can be read. A version without a manifest was never published."""
         versions: list[FoundVersion] = []
-        for number in _numbers(self.store.list_folder(names.model_prefix(name)).folders, _VERSION):
+        for number in self.version_numbers(name):
             key = names.model_manifest(name, number)
             manifest = self._optional(key, ModelManifest.model_validate_json)
             same = manifest is None or (manifest.model_name, manifest.version) == (name, number)
