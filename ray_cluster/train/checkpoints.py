@@ -60,13 +60,19 @@ class Checkpoint:
     tensors: Tensors
 
 
-def load_newest(store: ObjectStore, job_id: JobId) -> Checkpoint | None:
-    """The checkpoint of the greatest (step, attempt, term) that is intact, or None. Any may be resumed from."""
+def load_newest(store: ObjectStore, job_id: JobId, *, discard_damaged: bool = False) -> Checkpoint | None:
+    """The checkpoint of the greatest (step, attempt, term) that is intact, or None. Any may be resumed from.
+
+    With `discard_damaged` the newer ones that are not are removed: for whoever goes on from here, and whose next
+    checkpoint would otherwise keep one of them, and not this one, to fall back to.
+    """
     for _, prefix in sorted(_committed(store, job_id), reverse=True):
         try:
             return _load(store, prefix + _MANIFEST)
         except (CorruptObject, NotFound) as error:
             _log.warning("checkpoint %s cannot be used, trying the one before: %s", prefix, error)
+            if discard_damaged:
+                _remove(store, prefix)
     return None
 
 
@@ -152,6 +158,12 @@ def _committed(store: ObjectStore, job_id: JobId) -> list[tuple[_Order, str]]:
     manifests = [info.key for info in store.list(root) if info.key.endswith(f"/{_MANIFEST}")]
     prefixes = [key.removesuffix(_MANIFEST) for key in manifests]
     return [(_order(prefix.removeprefix(root)), prefix) for prefix in prefixes]
+
+
+def _remove(store: ObjectStore, prefix: str) -> None:
+    """The manifest goes first: what is half removed is no checkpoint."""
+    store.delete([prefix + _MANIFEST])
+    store.delete([info.key for info in store.list(prefix)])
 
 
 def _order(folder: str) -> _Order:

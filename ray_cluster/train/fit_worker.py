@@ -119,7 +119,7 @@ class _Fit:
 
     def resume(self) -> FitState | None:
         """The newest checkpoint's state, or None where there is none."""
-        checkpoint = checkpoints.load_newest(self._store, self._job.job_id)
+        checkpoint = checkpoints.load_newest(self._store, self._job.job_id, discard_damaged=True)
         if checkpoint is None:
             return None
         manifest = checkpoint.manifest

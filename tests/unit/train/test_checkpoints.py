@@ -123,6 +123,16 @@ def test_what_could_not_be_used_does_not_push_out_what_follows(store: ObjectStor
     assert newest_step(store) == 1
 
 
+def test_what_was_passed_over_is_not_kept_to_fall_back_to(store: ObjectStore) -> None:
+    for step in (1, 2):
+        commit(store, step)
+    store.put(state_key(store, 2), b"damaged")
+    assert checkpoints.load_newest(store, JOB, discard_damaged=True)
+    commit(store, 3)
+    store.put(state_key(store, 3), b"damaged")
+    assert newest_step(store) == 1
+
+
 def test_a_late_one_of_an_earlier_attempt_removes_nothing_of_the_newer(store: ObjectStore) -> None:
     commit(store, 3, attempt=2)
     checkpoints.collect_garbage(store, JOB, 1, 0, 9)
