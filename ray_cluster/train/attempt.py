@@ -17,7 +17,8 @@ import ray
 
 from ray_cluster.train import stages, trainers
 from ray_cluster.train.base_import import import_base
-from ray_cluster.train.cluster import default_parallelism
+from ray_cluster.train.capacity import CapacityWatch
+from ray_cluster.train.cluster import Parallelism
 from ray_cluster.train.context import AttemptContext
 from ray_cluster.train.failures import classify
 from ray_cluster.train.fence import check_fence
@@ -27,7 +28,7 @@ from services.contracts import names
 from services.contracts.base import utc_now
 from services.contracts.errors import InternalError, RetryLater
 from services.contracts.ids import JobId
-from services.contracts.jobs import AttemptOutcome, Failure, JobKind, JobRecord, PublishedModel
+from services.contracts.jobs import AttemptOutcome, Failure, JobKind, JobRecord, PublishedModel, Resources
 from services.contracts.models import ModelManifest, TrunkRecipe
 from services.runtime.objects import ObjectStore, open_store
 
@@ -70,13 +71,16 @@ def run_attempt(store: ObjectStore, arguments: Arguments) -> PublishedModel:
     """Publishes the job's model. Raises whatever goes wrong; `Fenced` when a newer attempt exists."""
     record = JobRecord.model_validate_json(store.get(names.job_spec(arguments.job_id)))
     check_fence(store, arguments.job_id, arguments.attempt)
+    reporter = Reporter(store, arguments.job_id, arguments.attempt)
+    resources = Resources() if record.spec is None else record.spec.resources
     context = AttemptContext(
         bucket_uri=arguments.bucket_uri,
         store=store,
         record=record,
         attempt=arguments.attempt,
-        reporter=Reporter(store, arguments.job_id, arguments.attempt),
-        parallelism=arguments.feature_parallelism or default_parallelism(os.cpu_count() or 1),
+        reporter=reporter,
+        capacity=CapacityWatch(resources, reporter),
+        parallelism=Parallelism(os.cpu_count() or 1, arguments.feature_parallelism),
     )
     model = train(context) if record.kind is JobKind.TRAIN else import_base(context)
     evaluation = model.evaluation
@@ -95,8 +99,9 @@ def train(context: AttemptContext) -> ModelManifest:
         raise InternalError(f"job {context.record.job_id} is to train and says not what, or on what")
     recipe = TrunkRecipe(backbone=spec.backbone, weights=spec.resolved_weights(), image_size=spec.resolved_image_size())
     pending_trunk = stages.PendingTrunk(context, recipe)
-    if find_finished(context.store, context.record.job_id) is None:
-        trainers.keep_warm(1)
+    # One that no node could take would outlive the job and ask for a machine for nobody.
+    if find_finished(context.store, context.record.job_id) is None and context.capacity.has_node(trainers.CPUS):
+        trainers.keep_warm(1, context.capacity.place)
     manifest = stages.run_preflight(context, spec, source_uri)
     trunk = stages.run_features(context, spec, source_uri, manifest, pending_trunk)
     trained = stages.run_fit(context, spec, manifest, trunk)

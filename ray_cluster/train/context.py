@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
+from ray_cluster.train.capacity import CapacityWatch
+from ray_cluster.train.cluster import Parallelism
 from ray_cluster.train.reporter import Reporter
 from services.contracts.base import utc_now
 from services.contracts.jobs import JobRecord, Stage, StageTiming
@@ -20,8 +22,9 @@ class AttemptContext:
     record: JobRecord
     attempt: int
     reporter: Reporter
-    parallelism: int
-    """Single-threaded tasks that run at a time."""
+    capacity: CapacityWatch
+    """Where its tasks may run, and whether they wait for machines."""
+    parallelism: Parallelism
 
 
 class RunningStage:

@@ -9,7 +9,7 @@ from services.contracts.models import TrunkManifest
 
 
 class FitJob(StoredContract):
-    """All that a fit is started from; the rest is in the bucket. Equal for all attempts but for `attempt`."""
+    """All that a fit is started from; the rest is in the bucket. What it computes is the same for all attempts."""
 
     bucket_uri: str
     job_id: JobId
@@ -17,6 +17,8 @@ class FitJob(StoredContract):
     spec: TrainingJobSpec
     manifest_key: str
     trunk: TrunkManifest
+    on_demand_counts: bool = False
+    """The attempt has waited long enough for spot nodes (`Resources.on_demand_after_s`)."""
 
 
 class FitEnd(StrEnum):

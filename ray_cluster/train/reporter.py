@@ -16,6 +16,7 @@ from services.contracts.base import utc_now
 from services.contracts.errors import RetryLater
 from services.contracts.ids import JobId
 from services.contracts.jobs import (
+    CapacityWait,
     EpochMetrics,
     JobEventType,
     Progress,
@@ -80,6 +81,10 @@ class Reporter:
     def warning(self, stage: Stage, code: str, message: str) -> None:
         """Something that the user should know and that does not stop the job."""
         self._write(JobEventType.WARNING, stage, message, {"code": code, "message": message})
+
+    def capacity(self, stage: Stage, wait: CapacityWait) -> None:
+        """The stage waits for a machine, or no longer does."""
+        self._write(JobEventType.CAPACITY, stage, wait.sentence, wait.model_dump(mode="json"))
 
     def _due(self, kind: JobEventType, interval_s: float, *, always: bool) -> bool:
         now = self._clock()

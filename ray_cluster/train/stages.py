@@ -10,6 +10,7 @@ from ray_cluster.train.fit import find_finished, fit
 from ray_cluster.train.fit_job import FitJob
 from ray_cluster.train.inspection import Inspected
 from ray_cluster.train.listing import ListedFile, Listing, read_listing
+from ray_cluster.train.machines import Place
 from ray_cluster.vision import trunks
 from ray_cluster.vision.tails import Tail
 from services.contracts import names
@@ -31,14 +32,21 @@ class PendingTrunk:
         """Begins. Raises `WeightsUnusable`."""
         recipe = trunks.resolve_recipe(recipe)
         self._found = trunks.find_trunk(context.store, recipe)
-        self._ref = None if self._found else cluster.build_trunk_task.remote(context.bucket_uri, recipe)
+        self._context = context
+        self._recipe = recipe
+        place = context.capacity.place
+        self._begun = None if self._found else (self._build(place), place)
 
     def wait(self) -> TrunkManifest:
         """Raises what building it raised, e.g. `WeightsUnusable`."""
         if self._found is None:
-            assert self._ref is not None  # noqa: S101
-            self._found = ray.get(self._ref)
+            assert self._begun is not None  # noqa: S101
+            self._found = cluster.run_one(self._build, self._begun, self._context.capacity, Stage.FEATURES)
         return self._found
+
+    def _build(self, place: Place) -> "ray.ObjectRef[TrunkManifest]":
+        task = cluster.build_trunk_task.options(label_selector=place.selector())
+        return task.remote(self._context.bucket_uri, self._recipe)
 
 
 def run_preflight(context: AttemptContext, spec: TrainingJobSpec, source_uri: str) -> DatasetManifest:
@@ -79,7 +87,8 @@ def run_features(
         done = 0
         context.reporter.progress(Stage.FEATURES, done, total, "images")
         submit = _submitter(context, source_uri, trunk)
-        for _, count in cluster.run_bounded(submit, works, context.parallelism):
+        results = cluster.run_bounded(submit, works, context.parallelism, context.capacity, Stage.FEATURES)
+        for _, count in results:
             done += count
             context.reporter.progress(Stage.FEATURES, done, total, "images")
     return trunk
@@ -101,6 +110,7 @@ def run_fit(
             spec=spec,
             manifest_key=names.dataset_manifest(manifest.dataset_id, manifest.fingerprint),
             trunk=trunk,
+            on_demand_counts=context.capacity.place.on_demand_counts,
         )
         return fit(context.store, job)
 
@@ -170,11 +180,12 @@ def _inspect(context: AttemptContext, source_uri: str, listing: Listing) -> list
     context.reporter.progress(Stage.PREFLIGHT, 0, total, "images")
     inspected: list[Inspected] = []
 
-    def submit(files: list[ListedFile]) -> "ray.ObjectRef[list[Inspected]]":
-        return cluster.inspect_task.remote(source_uri, files)
+    def submit(files: list[ListedFile], place: Place) -> "ray.ObjectRef[list[Inspected]]":
+        return cluster.inspect_task.options(label_selector=place.selector()).remote(source_uri, files)
 
-    for _, results in cluster.run_bounded(submit, chunks, context.parallelism):
-        inspected.extend(results)
+    results = cluster.run_bounded(submit, chunks, context.parallelism, context.capacity, Stage.PREFLIGHT)
+    for _, found in results:
+        inspected.extend(found)
         context.reporter.progress(Stage.PREFLIGHT, len(inspected), total, "images")
     if len(inspected) != total:
         raise InternalError(f"preflight looked at {len(inspected)} of {total} files")
@@ -184,8 +195,9 @@ def _inspect(context: AttemptContext, source_uri: str, listing: Listing) -> list
 def _submitter(
     context: AttemptContext, source_uri: str, trunk: TrunkManifest
 ) -> cluster.Submit[features.FeatureWork, int]:
-    def submit(work: features.FeatureWork) -> "ray.ObjectRef[int]":
-        return cluster.feature_task.remote(context.bucket_uri, source_uri, trunk, work)
+    def submit(work: features.FeatureWork, place: Place) -> "ray.ObjectRef[int]":
+        task = cluster.feature_task.options(label_selector=place.selector())
+        return task.remote(context.bucket_uri, source_uri, trunk, work)
 
     return submit
 

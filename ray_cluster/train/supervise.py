@@ -17,13 +17,16 @@ from ray.exceptions import RayError, RayTaskError
 
 from ray_cluster.spot.drains import DrainsUnknown, draining_nodes
 from ray_cluster.train import trainers
+from ray_cluster.train.capacity import CapacityWatch
 from ray_cluster.train.failures import classify
 from ray_cluster.train.fence import raise_term, read_fence
 from ray_cluster.train.fit_control import Identity, Order
 from ray_cluster.train.fit_job import FitEnd, FitJob, FitReturn
+from ray_cluster.train.reporter import Reporter
 from ray_cluster.train.trainer import NotMine
 from ray_cluster.train.trainers import KnownTrainer
 from services.contracts.errors import Fenced
+from services.contracts.jobs import Stage
 from services.runtime.objects import ObjectStore, open_store
 
 LOOK_S = 1.0
@@ -64,6 +67,11 @@ class Supervisor:
         self._job_json = job.model_dump_json()
         self._term = read_fence(store, job.job_id).term
         self._helpers = _Helpers()
+        self._capacity = CapacityWatch(
+            job.spec.resources,
+            Reporter(store, job.job_id, job.attempt),
+            on_demand_counts=job.on_demand_counts,
+        )
         self._standby_after_s = float(os.environ.get("REKINDLE_STANDBY_AFTER_S", str(STANDBY_AFTER_S)))
 
     def run(self) -> FitReturn:
@@ -101,7 +109,8 @@ class Supervisor:
         starting: str | None = None
         while True:
             known = trainers.find()
-            usable = [each for each in known if each.view.node_id not in avoiding]
+            place = self._capacity.place
+            usable = [each for each in known if each.view.node_id not in avoiding and each.suits(place)]
             # A helper has the job's features in memory already; it also knows what it is to assist.
             idle = [each for each in usable if each.view.assists == self._job.job_id] + [
                 each for each in usable if each.idle
@@ -109,17 +118,29 @@ class Supervisor:
             for trainer in idle:
                 if self._take(trainer, self._term):
                     _log.info("the fit goes to %s, term %d", trainer.name, self._term)
+                    self._capacity.placed(Stage.FIT)
                     return trainer
             if starting is None or starting not in trainers.names_of_all():
-                loading = set(trainers.names_of_all()) - {each.name for each in known}
-                starting = min(loading) if loading else trainers.start()
+                loading = trainers.names_starting(place, known)
+                starting = min(loading) if loading else trainers.start(place)
             self._await(starting)
+            if self._look_for_machines(trainers.CPUS):
+                starting = None
 
     def _await(self, name: str) -> None:
         try:
             trainers.await_one(name, START_S)
         except RayError as error:
             _log.warning("a trainer was lost while it started: %s", str(error).partition("\n")[0])
+
+    def _look_for_machines(self, cpus: float) -> bool:
+        """Reports that trainers wait for a node. Whether other nodes count by now: then those that wait are ended."""
+        before = self._capacity.place
+        if not self._capacity.look(Stage.FIT, cpus, runs=lambda: False):
+            return False
+        for name in trainers.names_starting(before, trainers.find()):
+            trainers.dismiss(name)
+        return True
 
     def _raise_term(self) -> None:
         self._term = raise_term(self._store, self._job.job_id, self._job.attempt)
@@ -153,7 +174,7 @@ class Supervisor:
                         leader.actor.order.remote(*key, Order.SAVE.value)
                         saved = True
                 elif time.monotonic() - began_s >= self._standby_after_s:
-                    trainers.keep_warm(1, avoiding=draining)
+                    trainers.keep_warm(1, self._capacity.place, draining)
                 self._grow(leader, key, draining)
             except RayTaskError as error:
                 if isinstance(error.cause, NotMine):
@@ -166,9 +187,10 @@ class Supervisor:
     def _successor(self, leader: KnownTrainer, draining: Collection[str]) -> KnownTrainer | None:
         """A standby that has loaded, on a node that stays; one is started where there is none."""
         standbys = [each for each in trainers.find() if each.name != leader.name and not each.view.running]
-        staying = [each for each in standbys if each.view.node_id not in draining]
+        place = self._capacity.place
+        staying = [each for each in standbys if each.view.node_id not in draining and each.suits(place)]
         if not staying:
-            trainers.keep_warm(1, avoiding=draining)
+            trainers.keep_warm(1, place, draining)
         return staying[0] if staying else None
 
     def _gather(self) -> None:
@@ -176,6 +198,8 @@ class Supervisor:
         wanted = self._job.spec.resources.min_workers - 1
         while len(self._recruit(_draining())) < wanted:
             time.sleep(LOOK_S)
+            self._look_for_machines(trainers.HELPER_CPUS)
+        self._capacity.placed(Stage.FIT)
 
     def _grow(self, leader: KnownTrainer, key: tuple[object, ...], draining: Collection[str]) -> None:
         """Has as many helpers as the spec allows and the cluster has room for."""
@@ -194,7 +218,7 @@ class Supervisor:
         alive = set(trainers.names_of_all())
         self._helpers.started = [name for name in self._helpers.started if name in alive]
         missing = wanted - len(self._helpers.started)
-        self._helpers.started += [trainers.start({"num_cpus": 1}) for _ in range(missing)]
+        self._helpers.started += [trainers.start(self._capacity.place, trainers.HELPER_CPUS) for _ in range(missing)]
         staying = [
             each
             for each in trainers.find()

@@ -8,7 +8,7 @@ without a fit is a warm standby, and leaves after a while.
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ class TrainerView:
     """What a trainer is at."""
 
     node_id: str
+    node_labels: Mapping[str, str]
     job_id: JobId | None
     """The job whose fit it runs, or ran last and still has the end of; null for a standby."""
     identity: Identity | None
@@ -87,6 +88,8 @@ class Trainer:
         fit_worker.warm_up()
         self._idle_s = idle_s
         self._node_id = ray.get_runtime_context().get_node_id()
+        labels: Any = ray.get_runtime_context().get_node_labels()  # its annotation is of another form
+        self._node_labels: dict[str, str] = labels
         self._lock = threading.RLock()
         self._fit: _RunningFit | None = None
         self._assisting: _Assistance | None = None
@@ -98,6 +101,7 @@ class Trainer:
             fit, assisting = self._fit, self._assisting
             return TrainerView(
                 node_id=self._node_id,
+                node_labels=self._node_labels,
                 job_id=fit.job.job_id if fit else None,
                 identity=fit.control.identity if fit else None,
                 running=fit is not None and fit.running,

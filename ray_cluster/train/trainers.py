@@ -6,7 +6,7 @@ Nobody keeps a list: a trainer is a named actor, and what it is at it tells itse
 import os
 import secrets
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -15,11 +15,14 @@ import ray
 from ray.exceptions import RayActorError, RayError
 from ray.util import list_named_actors
 
+from ray_cluster.train.machines import Place
 from ray_cluster.train.trainer import Trainer, TrainerView
 
 NAMESPACE = "rekindle"
 CPUS = 0.01
 """A trainer mostly waits; it must fit beside the tasks on a full node, and not on a head without CPUs."""
+HELPER_CPUS = 1.0
+"""A helper computes from its first moment on."""
 CALLS_AT_A_TIME = 16
 ANSWER_S = 2.0
 """How long a trainer may take to say what it is at. One that is just loading, or frozen, does not count."""
@@ -40,31 +43,48 @@ class KnownTrainer:
     def idle(self) -> bool:
         return not self.view.running and self.view.assists is None
 
+    def suits(self, place: Place) -> bool:
+        """Whether it runs where a job's work may run."""
+        return place.suits(self.view.node_labels)
+
 
 def idle_s() -> float:
     """REKINDLE_TRAINER_IDLE_S of the cluster's environment: seconds that a standby waits for work. Default 120."""
     return float(os.environ.get("REKINDLE_TRAINER_IDLE_S", "120"))
 
 
-def start(options: Mapping[str, Any] | None = None) -> str:
-    """Starts a trainer and returns its name at once; it answers when it has loaded. `options` are Ray's."""
-    name = f"{_PREFIX}{secrets.token_hex(6)}"
-    standard: dict[str, Any] = {
+def start(place: Place, cpus: float = CPUS) -> str:
+    """Starts a trainer at a place and returns its name at once; it answers when it has loaded."""
+    name = f"{_PREFIX}{_kind(place)}-{secrets.token_hex(6)}"
+    options: dict[str, Any] = {
         "name": name,
         "namespace": NAMESPACE,
         "lifetime": "detached",
         "scheduling_strategy": "SPREAD",
-        "num_cpus": CPUS,
+        "num_cpus": cpus,
+        "label_selector": place.selector(),
         "max_concurrency": CALLS_AT_A_TIME,
     }
-    ray.remote(Trainer).options(**{**standard, **(options or {})}).remote(idle_s())
+    ray.remote(Trainer).options(**options).remote(idle_s())
     return name
+
+
+def _kind(place: Place) -> str:
+    """The part of a trainer's name that says for which place it was started: it may have no node that could tell."""
+    return "+".join(value for values in place.accepted().values() for value in values) or "any"
 
 
 def names_of_all() -> list[str]:
     """The names of all trainers, those included that are starting or waiting for a node."""
     listed: list[Any] = list_named_actors(all_namespaces=True)  # its annotation is of the other form
     return [each["name"] for each in listed if each["namespace"] == NAMESPACE and each["name"].startswith(_PREFIX)]
+
+
+def names_starting(place: Place, answered: Collection[KnownTrainer]) -> list[str]:
+    """The names of those that were started for exactly this place and are not among `answered`."""
+    known = {trainer.name for trainer in answered}
+    kind = f"{_PREFIX}{_kind(place)}"
+    return [name for name in names_of_all() if name.rpartition("-")[0] == kind and name not in known]
 
 
 def find(timeout_s: float = ANSWER_S) -> list[KnownTrainer]:
@@ -106,16 +126,16 @@ def _view(ref: "ray.ObjectRef[TrainerView]") -> TrainerView:
     return view
 
 
-def keep_warm(count: int, avoiding: Collection[str] = ()) -> None:
-    """Starts a trainer where fewer than `count` are idle or starting on nodes other than `avoiding`.
+def keep_warm(count: int, place: Place, avoiding: Collection[str] = ()) -> None:
+    """Starts a trainer where fewer than `count` are idle or starting at the place, on nodes other than `avoiding`.
 
     Returns at once. At most one is started per call.
     """
-    answered = {trainer.name: trainer for trainer in find()}
-    ready = [trainer for trainer in answered.values() if trainer.idle and trainer.view.node_id not in avoiding]
-    starting = len(names_of_all()) - len(answered)
-    if len(ready) + starting < count:
-        start()
+    answered = find()
+    usable = [trainer for trainer in answered if trainer.suits(place) and trainer.view.node_id not in avoiding]
+    ready = [trainer for trainer in usable if trainer.idle]
+    if len(ready) + len(names_starting(place, answered)) < count:
+        start(place)
 
 
 def dismiss(name: str) -> None:

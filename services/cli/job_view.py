@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pydantic import ValidationError
 
 from services.contracts.jobs import (
+    CapacityWait,
     EpochMetrics,
     JobEvent,
     JobEventType,
@@ -32,6 +33,8 @@ class JobView:
     message: str = ""
     progress: Progress | None = None
     metrics: EpochMetrics | None = None
+    waiting: CapacityWait | None = None
+    """Set while the attempt waits for a machine."""
     stages: dict[Stage, StageTiming] = field(default_factory=dict[Stage, StageTiming])
     """The newest timing of each stage that has begun."""
     last_seq: int = 0
@@ -39,6 +42,8 @@ class JobView:
     def apply(self, event: JobEvent) -> list[str]:
         """Takes an event in; returns lines that a person should see stay."""
         self.last_seq, self.state, self.message = event.seq, event.state, event.message
+        if event.state is not JobState.WAITING_FOR_CAPACITY:
+            self.waiting = None
         lines: list[str] = []
         if event.attempt > max(self.attempt, 1):
             lines.append(f"attempt {event.attempt}: {event.message}")
@@ -63,10 +68,19 @@ class JobView:
                 return [event.message]
             case JobEventType.WARNING:
                 return [f"warning: {event.message}"]
+            case JobEventType.CAPACITY:
+                return self._capacity(CapacityWait.model_validate(event.data))
             case JobEventType.STATE:
                 if event.state in (JobState.WAITING_FOR_CAPACITY, JobState.CANCELLING):
                     return [f"{event.state.replace('_', ' ')}: {event.message}"]
         return []
+
+    def _capacity(self, wait: CapacityWait) -> list[str]:
+        """The change of state before it said the same already, unless the job was waiting before."""
+        before, self.waiting = self.waiting, None if wait.over else wait
+        if wait.over:
+            return [wait.sentence]
+        return [wait.sentence] if before not in (None, wait) else []
 
     def _stage(self, timing: StageTiming) -> list[str]:
         self.stages[timing.stage] = timing
@@ -81,6 +95,8 @@ class JobView:
     @property
     def title(self) -> str:
         """What is going on, in a few words."""
+        if self.waiting is not None:
+            return "Waiting for a machine"
         if self.progress is not None:
             return STAGE_TITLES[self.progress.stage]
         running = [stage for stage, timing in self.stages.items() if timing.finished_at is None]

@@ -62,6 +62,11 @@ def train(
     max_workers: Annotated[
         int | None, typer.Option(help="Training grows to as many while the cluster has room.")
     ] = None,
+    market: Annotated[str | None, typer.Option(help="Run on `any` nodes, on `spot` or on `on_demand` ones.")] = None,
+    on_demand_after_s: Annotated[
+        float | None, typer.Option(help="With --market spot: take on-demand nodes after waiting so long.")
+    ] = None,
+    accelerator: Annotated[str | None, typer.Option(help="Run on nodes with this accelerator only, e.g. L4.")] = None,
     in_place: Annotated[
         bool, typer.Option("--in-place", help="Let the server read the folder where it is; do not upload.")
     ] = False,
@@ -81,12 +86,16 @@ def train(
         "class_weighting": class_weighting,
         "validation_fraction": validation_fraction,
         "seed": seed,
-        "resources": {
-            name: count for name, count in (("min_workers", min_workers), ("max_workers", max_workers)) if count
-        }
+        "resources": _given(
+            min_workers=min_workers,
+            max_workers=max_workers,
+            market=market,
+            on_demand_after_s=on_demand_after_s,
+            accelerator=accelerator,
+        )
         or None,
     }
-    fields = {name: value for name, value in given.items() if value is not None}
+    fields = _given(**given)
     # Checked before anything is uploaded, with an id that only stands in.
     TrainingJobSpec.model_validate({"dataset_id": "", **fields})
     dataset = find_or_add_dataset(client, source, in_place=in_place, console=console)
@@ -98,6 +107,10 @@ def train(
         print_json(job)
     if not detach and job.state is not JobState.SUCCEEDED:
         raise typer.Exit(1)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def follow(client: Rekindle, job: TrainingJob, *, as_json: bool) -> TrainingJob:

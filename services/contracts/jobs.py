@@ -34,13 +34,44 @@ class EarlyStopping(Contract):
     patience: int = Field(default=10, ge=1, le=1000, description="Epochs.")
 
 
+Market = Literal["any", "spot", "on_demand"]
+"""How machines are bought; nodes say it by Ray's label `ray.io/market-type`, `spot` or `on-demand`."""
+
+
 class Resources(Contract):
-    """How many machines' worth of work a job may do at a time. The result does not depend on it."""
+    """Where a job's work may run, and how much of it at a time. The result does not depend on it."""
 
     min_workers: int = Field(default=1, ge=1, le=64, description="Training begins with as many.")
     max_workers: int = Field(
         default=1, ge=1, le=64, description="Training grows to as many while the cluster has room, and shrinks again."
     )
+    market: Market = Field(
+        default="any",
+        description="Only nodes with this label `ray.io/market-type`; `any` takes every node, with a label or without.",
+    )
+    on_demand_after_s: float | None = Field(
+        default=None,
+        ge=0,
+        le=7 * 24 * 3600,
+        description="With `spot`: after waiting so long for a spot node, on-demand nodes count too, for the rest of "
+        "the attempt. Null: never.",
+    )
+    accelerator: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$",
+        max_length=63,
+        examples=["L4"],
+        description="Only nodes with this label `ray.io/accelerator-type`; null needs none.",
+    )
+
+    @model_validator(mode="after")
+    def _falls_back_from_spot_only(self) -> Self:
+        if self.on_demand_after_s is not None and self.market != "spot":
+            raise ValueError(
+                f"on_demand_after_s {self.on_demand_after_s:g} means nothing with market {self.market!r}: set market "
+                "'spot', or leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -234,6 +265,26 @@ class Recovery(StoredContract):
     first_step_at: datetime = Field(description="When it had done its first epoch.")
 
 
+class CapacityWait(StoredContract):
+    """The work waits for a machine, or no longer does."""
+
+    asked: str = Field(description="What one piece of the work needs, e.g. `0.9 CPU on a spot node`.")
+    since: datetime
+    message: str = Field(description="What Ray says about it.")
+    on_demand_at: datetime | None = Field(description="From when on-demand nodes count too; null: no such time.")
+    over: bool = Field(default=False, description="A machine was found.")
+
+    @property
+    def sentence(self) -> str:
+        """All of it, for people."""
+        if self.over:
+            return "A machine was found; the work goes on."
+        text = f"Waits for a machine since {self.since:%H:%M:%S} UTC: asked for {self.asked}; Ray says: {self.message}"
+        if self.on_demand_at is None:
+            return f"{text}."
+        return f"{text}; on-demand machines count from {self.on_demand_at:%H:%M:%S} UTC on."
+
+
 class StageTiming(StoredContract):
     stage: Stage
     attempt: int
@@ -259,6 +310,10 @@ class TrainingJob(Contract):
     attempt: int = Field(description="The newest attempt's number; 0 before the first.")
     submission_id: str | None = Field(description="The newest attempt's id in the Ray dashboard.")
     progress: Progress | None
+    waiting: CapacityWait | None = Field(
+        description="In state `waiting_for_capacity`: what the running attempt waits for. Null where Ray has not "
+        "started the attempt itself, see `reason`."
+    )
     metrics: EpochMetrics | None = Field(description="The newest epoch's.")
     stages: list[StageTiming]
     result: PublishedModel | None
@@ -277,6 +332,7 @@ class JobEventType(StrEnum):
     EPOCH = "epoch"
     RECOVERY = "recovery"
     WARNING = "warning"
+    CAPACITY = "capacity"
 
 
 class JobEvent(Contract):

@@ -12,6 +12,7 @@ from services.contracts.base import utc_now
 from services.contracts.errors import Fenced
 from services.contracts.ids import JobId
 from services.contracts.jobs import (
+    CapacityWait,
     EpochMetrics,
     FailureClass,
     Fence,
@@ -69,6 +70,10 @@ async def test_the_model_has_the_datasets_name_by_default(gateway: TrainingGatew
     [
         ({"backbone": "alexnet"}, 422, "validation_failed", "mobilenet_v2"),
         ({"backbone": "inception_v3", "image_size": 32}, 422, "validation_failed", "use 75 or more"),
+        ({"resources": {"market": "cheap"}}, 422, "validation_failed", "on_demand"),
+        ({"resources": {"on_demand_after_s": 60}}, 422, "validation_failed", "set market 'spot'"),
+        ({"resources": {"market": "spot", "on_demand_after_s": -1}}, 422, "validation_failed", "on_demand_after_s"),
+        ({"resources": {"accelerator": "a, b"}}, 422, "validation_failed", "accelerator"),
         ({"weights": "imagenet"}, 422, "validation_failed", "bundled"),
         ({"epoch": 3}, 422, "validation_failed", "epoch"),
         ({"model_name": "base"}, 400, "invalid_request", "choose another"),
@@ -318,6 +323,52 @@ async def test_a_cluster_that_cannot_be_reached_starts_no_twin(gateway: Training
     attempt.publish()
     await gateway.job_in(job_id, "succeeded")
     assert len(gateway.ray.submissions) == 1
+
+
+WAIT = CapacityWait(
+    asked="0.9 CPU on a spot node", since=utc_now(), message="no living node takes work", on_demand_at=None
+)
+
+
+async def test_a_job_that_waits_for_a_machine_says_so_until_it_goes_on(each_gateway: TrainingGateway) -> None:
+    job_id = (await each_gateway.job(resources={"market": "spot", "on_demand_after_s": 600}))["id"]
+    attempt = await each_gateway.attempt(job_id)
+    attempt.run()
+    assert (await each_gateway.job_in(job_id, "preparing"))["waiting"] is None
+    attempt.report(JobEventType.CAPACITY, Stage.PREFLIGHT, WAIT, WAIT.sentence)
+    shown = await each_gateway.job_in(job_id, "waiting_for_capacity")
+    assert shown["waiting"] == WAIT.model_dump(mode="json")
+    assert shown["reason"] == WAIT.sentence
+    await asyncio.sleep(10 * each_gateway.settings.reconcile_interval_s)  # looks at an attempt that Ray calls running
+    assert await each_gateway.read(job_id) == shown
+    attempt.report(
+        JobEventType.CAPACITY, Stage.PREFLIGHT, WAIT.model_copy(update={"over": True}), "A machine is there."
+    )
+    goes_on = await each_gateway.job_in(job_id, "preparing")
+    assert goes_on["waiting"] is None
+    assert "Waits" not in goes_on["reason"]
+    attempt.publish()
+    await each_gateway.job_in(job_id, "succeeded")
+    states = [event["state"] for event in await each_gateway.events(job_id) if event["type"] == "state"]
+    assert states[-4:] == ["preparing", "waiting_for_capacity", "preparing", "succeeded"]
+
+
+@pytest.mark.parametrize("end", ["die", "cancel"])
+async def test_a_wait_ends_with_its_attempt(gateway: TrainingGateway, end: str) -> None:
+    job_id = (await gateway.job())["id"]
+    attempt = await gateway.attempt(job_id)
+    attempt.run()
+    attempt.report(JobEventType.CAPACITY, Stage.FIT, WAIT, WAIT.sentence)
+    await gateway.job_in(job_id, "waiting_for_capacity")
+    if end == "die":
+        attempt.die()
+        (await gateway.attempt(job_id, 2)).run()
+        ended = await gateway.job_in(job_id, "preparing")
+    else:
+        cancelled = await gateway.client.post(f"/v1/training-jobs/{job_id}/cancel")
+        assert cancelled.json()["waiting"] is None
+        ended = await gateway.job_in(job_id, "cancelled")
+    assert ended["waiting"] is None
 
 
 async def test_a_job_that_is_accepted_while_the_cluster_is_away_runs_when_it_is_back(gateway: TrainingGateway) -> None:

@@ -14,6 +14,7 @@ from services.contracts.datasets import Dataset
 from services.contracts.errors import Conflict
 from services.contracts.ids import JobId
 from services.contracts.jobs import (
+    CapacityWait,
     EpochMetrics,
     FailureClass,
     Fence,
@@ -30,7 +31,7 @@ from services.training.models import copies, queries
 from services.training.ray_api import RayStatus
 from services.training.restore.operations import Restored, restore
 from tests.servers.postgres import PostgresServer
-from tests.servers.training import PlayedAttempt, TrainingGateway, training_gateway
+from tests.servers.training import PlayedAttempt, TrainingGateway, eventually, training_gateway
 
 NewDatabase = Callable[[], str]
 
@@ -175,6 +176,28 @@ async def test_an_attempt_that_still_runs_goes_on_unharmed(tmp_path: Path, new_d
     assert ended["attempt"] == 1
     assert len(first.ray.submissions) == 1
     assert (ended["id"], ended["created_at"], ended["spec"]) == (job["id"], job["created_at"], job["spec"])
+
+
+async def test_a_job_that_waits_for_a_machine_waits_on(tmp_path: Path, new_database: NewDatabase) -> None:
+    async with training_gateway(tmp_path, new_database()) as first:
+        job = await first.job(resources={"market": "spot"})
+        attempt = await first.attempt(job["id"])
+        train(attempt, 2)
+        wait = CapacityWait(asked="1 CPU on a spot node", since=utc_now(), message="no spot node", on_demand_at=None)
+        attempt.report(JobEventType.CAPACITY, Stage.FIT, wait, wait.sentence)
+        before = await first.job_in(job["id"], "waiting_for_capacity")
+    url = new_database()
+    await restored(url, first.store)
+    async with training_gateway(tmp_path, url, first.ray) as second:
+        assert await eventually(lambda: reason_is(second, job["id"], wait.sentence))
+        goes_on = await second.read(job["id"])
+        assert (goes_on["state"], goes_on["waiting"]) == (before["state"], before["waiting"])
+        attempt.report(JobEventType.CAPACITY, Stage.FIT, wait.model_copy(update={"over": True}))
+        assert (await second.job_in(job["id"], "training"))["waiting"] is None
+
+
+async def reason_is(gateway: TrainingGateway, job_id: str, reason: str) -> bool:
+    return (await gateway.read(job_id))["reason"] == reason
 
 
 async def test_after_the_cluster_was_lost_too_a_greater_attempt_follows(

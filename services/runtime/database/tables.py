@@ -103,6 +103,8 @@ class JobRow(Base):
     submission_id: Mapped[str | None] = mapped_column(String(128))
     reason: Mapped[str] = mapped_column(Text, default="")
     progress: Mapped[JsonObject | None]
+    waiting: Mapped[JsonObject | None]
+    """`CapacityWait` while the newest attempt waits for a machine."""
     metrics: Mapped[JsonObject | None]
     stages: Mapped[list[JsonObject]] = mapped_column(default=list)
     warnings: Mapped[list[str]] = mapped_column(default=list)

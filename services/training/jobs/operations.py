@@ -156,6 +156,7 @@ async def cancel(training: Training, job_id: str) -> TrainingJob:
         if state is not JobState.CANCELLED and not row.cancel_requested:
             row.cancel_requested = True
             row.state = JobState.CANCELLING.value
+            row.waiting = None
             row.reason = "Cancellation was requested."
             row.updated_at = utc_now()
             event = state_event(state, JobState.CANCELLING, row.updated_at, row.attempt, row.reason)

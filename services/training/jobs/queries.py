@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.contracts.errors import NotFound
 from services.contracts.ids import JobId
 from services.contracts.jobs import (
+    CapacityWait,
     EpochMetrics,
     Failure,
     JobEvent,
@@ -151,6 +152,7 @@ def to_job(row: JobRow) -> TrainingJob:
         attempt=row.attempt,
         submission_id=row.submission_id,
         progress=None if row.progress is None else Progress.model_validate(row.progress),
+        waiting=None if row.waiting is None else CapacityWait.model_validate(row.waiting),
         metrics=None if row.metrics is None else EpochMetrics.model_validate(row.metrics),
         stages=[StageTiming.model_validate(each) for each in row.stages],
         result=None if row.result is None else PublishedModel.model_validate(row.result),

@@ -13,7 +13,7 @@ import structlog
 from services.contracts.base import utc_now
 from services.contracts.errors import ClusterUnavailable, Fenced, RetryLater
 from services.contracts.ids import JobId, submission_id
-from services.contracts.jobs import JobState
+from services.contracts.jobs import CapacityWait, JobState
 from services.runtime.database.leases import Lease, LeaseStore, new_holder
 from services.runtime.database.tables import JobRow
 from services.training.context import Training
@@ -300,6 +300,7 @@ def _view(row: JobRow) -> JobView:
         submitted=row.submitted_at is not None,
         cancel_requested=row.cancel_requested,
         max_attempts=int(max_attempts),
+        waiting=None if row.waiting is None else CapacityWait.model_validate(row.waiting).sentence,
         unknown_failures=row.unknown_failures,
         infrastructure_failures=row.infrastructure_failures,
         deaths=row.deaths,

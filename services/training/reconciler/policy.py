@@ -59,6 +59,8 @@ class JobView:
     """Whether the cluster is known to have taken the newest attempt."""
     cancel_requested: bool
     max_attempts: int
+    waiting: str | None = None
+    """What the newest attempt says that it waits for; null while it does not wait."""
     unknown_failures: int = 0
     infrastructure_failures: int = 0
     """Failures in a row since the job last got further."""
@@ -207,6 +209,8 @@ def _decide_running(job: JobView, seen: Observation, now: datetime, backoff: Bac
                 return Wait(job.state, f"Attempt {job.attempt} is starting.")
             reason = f"No machine has started attempt {job.attempt} yet.{_said(seen.message)}"
             return Wait(JobState.WAITING_FOR_CAPACITY, reason)
+        case RayStatus.RUNNING if job.waiting is not None:
+            return Wait(JobState.WAITING_FOR_CAPACITY, job.waiting)
         case RayStatus.RUNNING:
             waiting = job.state in (JobState.QUEUED, JobState.WAITING_FOR_CAPACITY)
             state = JobState.PREPARING if waiting else job.state

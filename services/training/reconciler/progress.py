@@ -6,6 +6,7 @@ from datetime import datetime
 from pydantic import JsonValue, ValidationError
 
 from services.contracts.jobs import (
+    CapacityWait,
     EpochMetrics,
     JobEventType,
     JobState,
@@ -39,6 +40,8 @@ class JobProgress:
 
     state: JobState
     progress: Progress | None = None
+    waiting: CapacityWait | None = None
+    """Set while the attempt says that it waits for a machine."""
     metrics: EpochMetrics | None = None
     stages: tuple[StageTiming, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -53,9 +56,11 @@ def fold(job: JobProgress, record: ProgressRecord) -> tuple[JobProgress, list[Ev
     cluster beside an older gateway must not stop the job.
     """
     events: list[EventDraft] = []
-    if not job.state.is_terminal and job.state is not JobState.CANCELLING and record.stage.job_state is not job.state:
-        events.append(state_event(job.state, record.stage.job_state, record.at, record.attempt, record.message))
-        job = replace(job, state=record.stage.job_state)
+    job = replace(job, waiting=_waiting_after(job, record))
+    state = record.stage.job_state if job.waiting is None else JobState.WAITING_FOR_CAPACITY
+    if not job.state.is_terminal and job.state is not JobState.CANCELLING and state is not job.state:
+        events.append(state_event(job.state, state, record.at, record.attempt, record.message))
+        job = replace(job, state=state)
     events.append(
         EventDraft(
             type=record.type,
@@ -70,6 +75,21 @@ def fold(job: JobProgress, record: ProgressRecord) -> tuple[JobProgress, list[Ev
         return _changed(job, record), events
     except ValidationError:
         return job, events
+
+
+def _waiting_after(job: JobProgress, record: ProgressRecord) -> CapacityWait | None:
+    """Whatever tells that the work goes on ends a wait, too: the record of its end may have been lost."""
+    match record.type:
+        case JobEventType.CAPACITY:
+            try:
+                wait = CapacityWait.model_validate(record.data)
+            except ValidationError:
+                return job.waiting
+            return None if wait.over else wait
+        case JobEventType.WARNING | JobEventType.STATE:
+            return job.waiting
+        case JobEventType.STAGE | JobEventType.PROGRESS | JobEventType.EPOCH | JobEventType.RECOVERY:
+            return None
 
 
 def state_event(before: JobState, after: JobState, at: datetime, attempt: int, reason: str) -> EventDraft:
@@ -104,7 +124,7 @@ def _changed(job: JobProgress, record: ProgressRecord) -> JobProgress:
         case JobEventType.WARNING:
             known = record.message in job.warnings
             return job if known else replace(job, warnings=(*job.warnings, record.message))
-        case JobEventType.STATE | JobEventType.RECOVERY:
+        case JobEventType.STATE | JobEventType.RECOVERY | JobEventType.CAPACITY:
             return job
 
 

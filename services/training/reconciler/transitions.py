@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.contracts.ids import JobId, submission_id
 from services.contracts.jobs import (
+    CapacityWait,
     EpochMetrics,
     Failure,
     JobState,
@@ -66,6 +67,10 @@ async def take_over(leased: LeasedDatabase, seen: JobRow, records: Sequence[Prog
             # It got further than ever before: what went wrong until here is no pattern.
             row.infrastructure_failures = 0
             row.deaths = 0
+        if progress.waiting is not None:
+            row.reason = progress.waiting.sentence
+        elif row.waiting is not None:
+            row.reason = records[-1].message
         write_progress(row, progress)
         row.progress_seq = max(record.seq for record in records)
         row.updated_at = now
@@ -164,6 +169,7 @@ def _move(session: AsyncSession, row: JobRow, state: JobState, reason: str, now:
     event = state_event(JobState(row.state), state, now, row.attempt, reason)
     row.state = state.value
     row.reason = reason
+    row.waiting = None
     row.updated_at = now
     queries.append_events(session, row, [event])
 
@@ -172,6 +178,7 @@ def _progress_of(row: JobRow) -> JobProgress:
     return JobProgress(
         state=JobState(row.state),
         progress=None if row.progress is None else Progress.model_validate(row.progress),
+        waiting=None if row.waiting is None else CapacityWait.model_validate(row.waiting),
         metrics=None if row.metrics is None else EpochMetrics.model_validate(row.metrics),
         stages=tuple(StageTiming.model_validate(each) for each in row.stages),
         warnings=tuple(row.warnings),
@@ -183,6 +190,7 @@ def write_progress(row: JobRow, progress: JobProgress) -> None:
     """Puts what the reports say into the job's row."""
     row.state = progress.state.value
     row.progress = None if progress.progress is None else progress.progress.model_dump(mode="json")
+    row.waiting = None if progress.waiting is None else progress.waiting.model_dump(mode="json")
     row.metrics = None if progress.metrics is None else progress.metrics.model_dump(mode="json")
     row.stages = [each.model_dump(mode="json") for each in progress.stages]
     row.warnings = list(progress.warnings)

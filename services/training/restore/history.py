@@ -37,7 +37,8 @@ class _Story:
 
     def move(self, state: JobState, at: datetime, attempt: int, reason: str) -> None:
         self.events.append(state_event(self.progress.state, state, at, attempt, reason))
-        self.progress = replace(self.progress, state=state)
+        waiting = self.progress.waiting if state is JobState.WAITING_FOR_CAPACITY else None
+        self.progress = replace(self.progress, state=state, waiting=waiting)
 
     def tell(self, attempt: FoundAttempt) -> None:
         mark = self.progress.mark

@@ -6,6 +6,7 @@ from pydantic import JsonValue
 
 from services.cli.job_view import JobView
 from services.contracts.jobs import (
+    CapacityWait,
     EpochMetrics,
     JobEvent,
     JobEventType,
@@ -95,6 +96,22 @@ def test_waiting_and_warnings_stay_on_the_screen() -> None:
     story.tell(JobEventType.STATE, {}, state=JobState.WAITING_FOR_CAPACITY, message="no machine to be had")
     story.tell(JobEventType.WARNING, {}, message="2 files cannot be used")
     assert story.lines == ["waiting for capacity: no machine to be had", "warning: 2 files cannot be used"]
+
+
+def test_a_wait_for_a_machine_is_the_title_and_each_reason_a_line() -> None:
+    story = Story()
+    story.stage(Stage.FEATURES, None)
+    wait = CapacityWait(asked="0.9 CPU on a spot node", since=START, message="no spot node", on_demand_at=None)
+    waiting = JobState.WAITING_FOR_CAPACITY
+    story.tell(JobEventType.STATE, {}, state=waiting, message=wait.sentence)
+    story.tell(JobEventType.CAPACITY, wait.model_dump(mode="json"), state=waiting, message=wait.sentence)
+    assert story.view.title == "Waiting for a machine"
+    changed = wait.model_copy(update={"message": "no spot node; starting: spot"})
+    story.tell(JobEventType.CAPACITY, changed.model_dump(mode="json"), state=waiting)
+    over = changed.model_copy(update={"over": True})
+    story.tell(JobEventType.CAPACITY, over.model_dump(mode="json"))
+    assert story.view.title == "Computing features"
+    assert story.lines == [f"waiting for capacity: {wait.sentence}", changed.sentence, over.sentence]
 
 
 def test_an_event_of_a_newer_server_is_shown_by_its_message() -> None:

@@ -107,6 +107,19 @@ def test_an_attempt_that_runs_is_preparing(before: JobState) -> None:
     assert action == Wait(JobState.PREPARING, "Attempt 2 is running.")
 
 
+@pytest.mark.parametrize("before", [JobState.WAITING_FOR_CAPACITY, JobState.PREPARING])
+def test_an_attempt_that_runs_and_waits_for_machines_is_waiting(before: JobState) -> None:
+    job = replace(JOB, state=before, waiting="Waits for a spot node.")
+    action = decide(job, look(RayStatus.RUNNING), NOW, BACKOFF)
+    assert action == Wait(JobState.WAITING_FOR_CAPACITY, "Waits for a spot node.")
+
+
+def test_an_attempt_that_waits_for_machines_dies_like_any_other() -> None:
+    job = replace(JOB, state=JobState.WAITING_FOR_CAPACITY, waiting="Waits for a spot node.")
+    assert isinstance(decide(job, look(RayStatus.FAILED), NOW, BACKOFF), Retry)
+    assert isinstance(decide(replace(job, cancel_requested=True), look(RayStatus.RUNNING), NOW, BACKOFF), Stop)
+
+
 def test_a_running_attempt_keeps_the_state_that_it_reported() -> None:
     assert decide(JOB, look(RayStatus.RUNNING), NOW, BACKOFF) == Wait(JobState.TRAINING, "Attempt 2 is running.")
 

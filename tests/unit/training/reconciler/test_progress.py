@@ -2,9 +2,11 @@
 
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from pydantic import BaseModel
 
 from services.contracts.jobs import (
+    CapacityWait,
     EpochMetrics,
     JobEventType,
     JobState,
@@ -17,6 +19,8 @@ from services.training.reconciler.progress import JobProgress, fold, progress_ma
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 PREPARING = JobProgress(state=JobState.PREPARING)
+WAIT = CapacityWait(asked="0.9 CPU on a spot node", since=NOW, message="no spot node", on_demand_at=None)
+OVER = WAIT.model_copy(update={"over": True})
 
 
 def record(kind: JobEventType, stage: Stage, data: BaseModel | dict[str, object], message: str = "…") -> ProgressRecord:
@@ -86,6 +90,62 @@ def test_data_of_another_release_becomes_an_event_and_harms_nothing() -> None:
     job, events = fold(PREPARING, record(JobEventType.PROGRESS, Stage.PREFLIGHT, {"new": "shape"}))
     assert job == PREPARING
     assert events[0].data == {"new": "shape"}
+
+
+def waiting(stage: Stage) -> JobProgress:
+    job, events = fold(PREPARING, record(JobEventType.CAPACITY, stage, WAIT, "Waits for a machine."))
+    assert (job.state, job.waiting) == (JobState.WAITING_FOR_CAPACITY, WAIT)
+    assert [(event.type, event.state) for event in events] == [
+        (JobEventType.STATE, JobState.WAITING_FOR_CAPACITY),
+        (JobEventType.CAPACITY, JobState.WAITING_FOR_CAPACITY),
+    ]
+    assert events[0].message == "Waits for a machine."
+    return job
+
+
+@pytest.mark.parametrize(("stage", "state"), [(stage, stage.job_state) for stage in Stage])
+def test_a_wait_for_a_machine_is_a_state_until_it_is_over(stage: Stage, state: JobState) -> None:
+    job, events = fold(waiting(stage), record(JobEventType.CAPACITY, stage, OVER))
+    assert (job.state, job.waiting) == (state, None)
+    assert [event.type for event in events] == [JobEventType.STATE, JobEventType.CAPACITY]
+
+
+def test_what_ray_says_anew_changes_the_wait_and_not_the_state() -> None:
+    more = WAIT.model_copy(update={"message": "no spot node; starting: spot"})
+    job, events = fold(waiting(Stage.FIT), record(JobEventType.CAPACITY, Stage.FIT, more))
+    assert (job.state, job.waiting) == (JobState.WAITING_FOR_CAPACITY, more)
+    assert [event.type for event in events] == [JobEventType.CAPACITY]
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        (JobEventType.STAGE, timing(Stage.FIT)),
+        (JobEventType.PROGRESS, Progress(stage=Stage.FIT, done=1, total=2, unit="epochs")),
+        (JobEventType.EPOCH, epoch(3)),
+        (JobEventType.RECOVERY, {}),
+    ],
+)
+def test_work_that_goes_on_ends_a_wait_whose_end_was_not_told(
+    kind: JobEventType, data: BaseModel | dict[str, object]
+) -> None:
+    job, _ = fold(waiting(Stage.FIT), record(kind, Stage.FIT, data))
+    assert (job.state, job.waiting) == (JobState.TRAINING, None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"), [(JobEventType.WARNING, {"code": "slow"}), (JobEventType.CAPACITY, {"new": "shape"})]
+)
+def test_what_says_nothing_about_the_wait_leaves_it(kind: JobEventType, data: dict[str, object]) -> None:
+    job, _ = fold(waiting(Stage.FIT), record(kind, Stage.FIT, data))
+    assert (job.state, job.waiting) == (JobState.WAITING_FOR_CAPACITY, WAIT)
+
+
+def test_a_job_that_is_being_cancelled_waits_for_no_machine() -> None:
+    cancelling = JobProgress(state=JobState.CANCELLING)
+    job, events = fold(cancelling, record(JobEventType.CAPACITY, Stage.FIT, WAIT))
+    assert job.state is JobState.CANCELLING
+    assert [event.type for event in events] == [JobEventType.CAPACITY]
 
 
 def test_an_attempt_that_repeats_what_was_done_gets_no_further() -> None:
