@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ray_cluster.vision.drawn import draw_dataset
 from services.contracts.ids import JobId
 from services.contracts.jobs import CapacityWait, JobEventType, ProgressRecord, Stage
-from tests.chaos.runner.jobs import draw
-from tests.cluster.attempts import Attempts, kill, wait_until
+from tests.cluster.attempts import ATTEMPT_TIMEOUT_S, Attempts, kill, wait_until
 from tests.servers.ray_nodes import RayNodes, Role, ray_nodes
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
@@ -28,7 +28,9 @@ def cluster() -> Iterator[RayNodes]:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw(tmp_path_factory.mktemp("images"), 0).images
+    folder = tmp_path_factory.mktemp("images")
+    draw_dataset(folder, train_per_class=10, test_per_class=2)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def test_a_job_for_spot_nodes_waits_for_one_and_says_so(
         assert wait.on_demand_at is None
         assert not wait.over
         spot = cluster.add_node(market="spot")
-        assert process.wait(120) == 0, attempts.log(job)
+        assert process.wait(ATTEMPT_TIMEOUT_S) == 0, attempts.log(job)
     assert [each.over for _, each in waits(attempts, job)] == [False, True]
     assert attempts.model(job).tail_sha256 == undisturbed
     assert cluster.processes(Role.TRAINER, spot) != []
