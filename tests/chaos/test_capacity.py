@@ -15,7 +15,7 @@ from tests.servers.ray_nodes import RayNodes, Role, ray_nodes
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
-ON_DEMAND_AFTER_S = 6
+ON_DEMAND_AFTER_S = 12
 
 
 @pytest.fixture(scope="module")
