@@ -209,12 +209,8 @@ def _decide_running(job: JobView, seen: Observation, now: datetime, backoff: Bac
                 return Wait(job.state, f"Attempt {job.attempt} is starting.")
             reason = f"No machine has started attempt {job.attempt} yet.{_said(seen.message)}"
             return Wait(JobState.WAITING_FOR_CAPACITY, reason)
-        case RayStatus.RUNNING if job.waiting is not None:
-            return Wait(JobState.WAITING_FOR_CAPACITY, job.waiting)
         case RayStatus.RUNNING:
-            waiting = job.state in (JobState.QUEUED, JobState.WAITING_FOR_CAPACITY)
-            state = JobState.PREPARING if waiting else job.state
-            reason = f"Attempt {job.attempt} is running."
+            state, reason = _running(job)
             return Wait(state, reason) if seen.silent < SILENCE else Rouse(state, reason)
         case RayStatus.NOT_FOUND:
             if not job.submitted:
@@ -232,6 +228,13 @@ def _decide_running(job: JobView, seen: Observation, now: datetime, backoff: Bac
                 return _after_failure(job, failure, now, backoff)
             died = f"The attempt's process died without a word.{_said(seen.message)}"
             return _after_death(job, died, now, backoff)
+
+
+def _running(job: JobView) -> tuple[JobState, str]:
+    if job.waiting is not None:
+        return JobState.WAITING_FOR_CAPACITY, job.waiting
+    begins = job.state in (JobState.QUEUED, JobState.WAITING_FOR_CAPACITY)
+    return JobState.PREPARING if begins else job.state, f"Attempt {job.attempt} is running."
 
 
 def _after_death(job: JobView, what: str, now: datetime, backoff: Backoff) -> Action:

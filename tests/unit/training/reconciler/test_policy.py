@@ -130,6 +130,9 @@ def test_the_cluster_is_made_to_look_after_an_attempt_that_has_gone_silent(
 ) -> None:
     action = decide(JOB, look(RayStatus.RUNNING, silent=silent), NOW, BACKOFF)
     assert action == expected(JobState.TRAINING, "Attempt 2 is running.")
+    waiting = replace(JOB, state=JobState.WAITING_FOR_CAPACITY, waiting="Waits for a machine.")
+    action = decide(waiting, look(RayStatus.RUNNING, silent=silent), NOW, BACKOFF)
+    assert action == expected(JobState.WAITING_FOR_CAPACITY, "Waits for a machine.")
 
 
 def test_unreachable_is_not_dead() -> None:
