@@ -33,6 +33,7 @@ JOB = TrainingJob(
     progress=None,
     metrics=None,
     stages=[],
+    waiting=None,
     result=None,
     failure=None,
     warnings=[],
