@@ -5,7 +5,6 @@ import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,65 +13,26 @@ import pytest
 
 from services.contracts.base import utc_now
 from services.contracts.ids import JobId
-from services.contracts.jobs import EpochMetrics, JobEventType, ProgressRecord, Recovery
-from tests.chaos.runner.jobs import draw
+from services.contracts.jobs import EpochMetrics, JobEventType
+from tests.chaos.fits import (
+    CHECKPOINT_INTERVAL_S,
+    ENDLESS,
+    epochs,
+    next_recovery,
+    of_type,
+    recoveries,
+    running_trainer,
+    saved,
+    trainers_in,
+)
 from tests.cluster.attempts import Attempts, kill, wait_until
-from tests.servers.ray_nodes import ROOT, Node, RayNodes, Role, ray_nodes
+from tests.servers.ray_nodes import ROOT, Node, RayNodes, Role
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
-CHECKPOINT_INTERVAL_S = 1
-ENDLESS = {"weight_decay": 0, "augmentation": "light", "epochs": 10_000, "checkpoint_interval_s": CHECKPOINT_INTERVAL_S}
-"""Without a penalty on labels that say nothing, L-BFGS goes on for hundreds of epochs."""
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[RayNodes]:
-    with ray_nodes(spots=2, env={"REKINDLE_STANDBY_AFTER_S": "0"}) as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def attempts(cluster: RayNodes, tmp_path_factory: pytest.TempPathFactory) -> Attempts:
-    return Attempts(cluster, tmp_path_factory.mktemp("bucket").as_uri())
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw(tmp_path_factory.mktemp("images"), 0).images
-
-
-@pytest.fixture(scope="module")
-def undisturbed(attempts: Attempts, images: Path) -> str:
-    """The SHA-256 of an undisturbed run's weights."""
-    job = attempts.accept(images, "undisturbed", **ENDLESS)
-    assert attempts.run(job) == 0, attempts.log(job)
-    assert not of_type(attempts, job, JobEventType.RECOVERY)
-    return attempts.model(job).tail_sha256
-
-
-def of_type(attempts: Attempts, job: JobId, kind: JobEventType, attempt: int = 1) -> list[ProgressRecord]:
-    return [record for record in attempts.records(job, attempt) if record.type is kind]
-
-
-def epochs(attempts: Attempts, job: JobId, attempt: int = 1) -> list[int]:
-    return [
-        EpochMetrics.model_validate(each.data).epoch for each in of_type(attempts, job, JobEventType.EPOCH, attempt)
-    ]
-
-
-def has_a_checkpoint(attempts: Attempts, job: JobId) -> bool:
-    listed = attempts.store.list(f"jobs/{job}/checkpoints/")
-    return any(info.key.endswith("/manifest.json") for info in listed)
-
-
-def running_trainer(cluster: RayNodes) -> psutil.Process:
-    """The trainer that computes: the one that uses the processor."""
-    processes = cluster.processes(Role.TRAINER)
-    for process in processes:
-        process.cpu_percent()
-    time.sleep(0.5)
-    return max(processes, key=lambda process: process.cpu_percent())
+KILLS = 3
+FROZEN_S = 0.1
+"""Until a write that was under way has arrived."""
 
 
 def announce(cluster: RayNodes, node: Node) -> subprocess.Popen[bytes]:
@@ -81,23 +41,38 @@ def announce(cluster: RayNodes, node: Node) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", "ray_cluster.spot.drain", *options], env=cluster.env, cwd=ROOT)
 
 
-def test_a_killed_trainer_is_replaced_by_a_standby(
+def kill_between_checkpoints(cluster: RayNodes, attempts: Attempts, job: JobId) -> None:
+    """Kills the trainer at a moment when it has reported an epoch that no checkpoint has."""
+    trainer = running_trainer(cluster)
+    while True:
+        trainer.suspend()
+        time.sleep(FROZEN_S)
+        if epochs(attempts, job)[-1] > saved(attempts, job)[-1].epoch:
+            trainer.kill()
+            return
+        trainer.resume()
+        time.sleep(CHECKPOINT_INTERVAL_S / 3)
+
+
+def test_killed_trainers_are_replaced_by_standbys(
     cluster: RayNodes, attempts: Attempts, images: Path, undisturbed: str
 ) -> None:
+    """Each dies between two checkpoints, and the next goes on from exactly the newest."""
     job = attempts.accept(images, "trainer-killed", **ENDLESS)
     driver = attempts.start(job)
-    wait_until(lambda: has_a_checkpoint(attempts, job) and len(cluster.processes(Role.TRAINER)) > 1)
-    running_trainer(cluster).kill()
-    killed_at = utc_now()
+    wait_until(lambda: saved(attempts, job) and len(cluster.processes(Role.TRAINER)) > 1)
+    for number in range(KILLS):
+        kill_between_checkpoints(cluster, attempts, job)
+        killed_at, newest, done = utc_now(), saved(attempts, job)[-1], of_type(attempts, job, JobEventType.EPOCH)
+        recovery = next_recovery(attempts, job, driver, after=number)
+        assert 0 < recovery.epoch == newest.epoch
+        assert EpochMetrics.model_validate(done[-1].data).epoch > recovery.epoch, "nothing was lost: a weak test"
+        # Nothing that was done before the newest checkpoint was due is done again.
+        due = killed_at - timedelta(seconds=2 * CHECKPOINT_INTERVAL_S)
+        assert all(EpochMetrics.model_validate(each.data).epoch <= recovery.epoch for each in done if each.at < due)
     assert driver.wait(240) == 0, attempts.log(job)
     assert attempts.model(job).tail_sha256 == undisturbed
-    (record,) = of_type(attempts, job, JobEventType.RECOVERY)
-    recovery = Recovery.model_validate(record.data)
-    assert recovery.epoch > 0
-    # Nothing that was done before the newest checkpoint was due is done again.
-    due = killed_at - timedelta(seconds=2 * CHECKPOINT_INTERVAL_S)
-    safe = [each for each in of_type(attempts, job, JobEventType.EPOCH) if each.at < due]
-    assert all(EpochMetrics.model_validate(each.data).epoch <= recovery.epoch for each in safe)
+    assert len(recoveries(attempts, job)) == KILLS
 
 
 def test_training_goes_on_while_all_that_asks_for_it_is_replaced(
@@ -116,7 +91,7 @@ def test_training_goes_on_while_all_that_asks_for_it_is_replaced(
     assert second.wait(240) == 0, attempts.log(job, 2)
     assert attempts.model(job, 2).tail_sha256 == undisturbed
     done = epochs(attempts, job) + epochs(attempts, job, 2)
-    assert not of_type(attempts, job, JobEventType.RECOVERY, 2), "the fit was begun anew"
+    assert not recoveries(attempts, job, 2), "the fit was begun anew"
     assert done == sorted(set(done)), "epochs were done twice"
     assert max(done) > reached
 
@@ -127,11 +102,14 @@ def test_helpers_that_come_and_die_change_nothing(
     job = attempts.accept(images, "helped", **ENDLESS, resources={"min_workers": 2, "max_workers": 3})
     driver = attempts.start(job)
     wait_until(lambda: epochs(attempts, job))
+    wait_until(lambda: trainers_in(cluster, "compute_shards"))
     leader = running_trainer(cluster)
-    helpers = [each for each in cluster.processes(Role.TRAINER) if each.pid != leader.pid]
-    assert helpers
-    for helper in helpers:
-        helper.kill()
+    killed = {each.pid for each in cluster.processes(Role.TRAINER) if each.pid != leader.pid}
+    for pid in killed:
+        psutil.Process(pid).kill()
+    cluster.add_node()
+    wait_until(lambda: trainers_in(cluster, "compute_shards") or driver.poll() is not None)
+    assert killed.isdisjoint(each.pid for each in trainers_in(cluster, "compute_shards"))
     assert driver.wait(240) == 0, attempts.log(job)
     assert attempts.model(job).tail_sha256 == undisturbed
 
@@ -144,26 +122,26 @@ def test_a_node_that_got_notice_is_left_without_a_step_done_twice(
     wait_until(lambda: epochs(attempts, job))
     node = cluster.node_of(running_trainer(cluster).pid)
     drain = announce(cluster, node)
-    wait_until(lambda: of_type(attempts, job, JobEventType.RECOVERY) or driver.poll() is not None)
+    recovery = next_recovery(attempts, job, driver)
     assert drain.wait(60) == 0, "the node was not empty before its deadline"
     cluster.kill_node(node)
     cluster.add_node()
     assert driver.wait(240) == 0, attempts.log(job)
     assert attempts.model(job).tail_sha256 == undisturbed
-    (record,) = of_type(attempts, job, JobEventType.RECOVERY)
+    assert len(recoveries(attempts, job)) == 1
     done = epochs(attempts, job)
     assert done == sorted(set(done)), "epochs were done twice"
-    assert Recovery.model_validate(record.data).epoch > 0
+    assert recovery.epoch > 0
 
 
 def test_a_cancelled_job_is_not_trained_on(cluster: RayNodes, attempts: Attempts, images: Path) -> None:
     job = attempts.accept(images, "cancelled", **ENDLESS)
     driver = attempts.start(job)
     wait_until(lambda: epochs(attempts, job))
+    trainer = running_trainer(cluster)
     kill(driver)
     attempts.end(job)
     with contextlib.suppress(psutil.NoSuchProcess):
-        trainer = running_trainer(cluster)
         wait_until(lambda: trainer.cpu_percent(0.5) < 20, 60)
     reached = epochs(attempts, job)
     time.sleep(1)
