@@ -94,7 +94,7 @@ def test_replicas_move_before_the_node_goes_and_no_request_fails(
     node = cluster.node_of(replica.pid)
     assert [cluster.node_of(proxy.pid) for proxy in cluster.processes(Role.SERVE_PROXY)] == [cluster.head]
     with fake_imds() as imds:
-        watch(node, imds)
+        watch(cluster, node, imds)
         answered, failures = asyncio.run(
             predict_while(f"http://{HEAD_IP}:{port}", manifest, lambda: lose(cluster, node, imds))
         )

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ from services.local.ray_head import DEATH_DETECTION, free_ports
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 120
+START_TRIES = 3
+"""`ray start` gives up after 30 s, as it may on a crowded machine; something starts it again in real life."""
 HEAD_IP = "127.0.0.2"
 """Not 127.0.0.1, in whose place Ray puts the machine's public address."""
 _OBJECT_STORE_BYTES = 80 * 1024 * 1024
@@ -131,15 +134,18 @@ class RayNodes:
 
         `market` is its label `ray.io/market-type` and its REKINDLE_MARKET.
         """
-        number = next(self._numbers)
-        ip = f"127.0.0.{number}"
         own = {"RAY_NODE_MARKET_TYPE": market, "REKINDLE_MARKET": market, **(env or {})}
-        node = self._machine(f"n{number}", ip, own)
-        self.nodes.append(node)
-        options = {"address": self.address, "num-cpus": num_cpus, "dashboard-agent-listen-port": free_ports(1)[0]}
-        ray = node.start(_ray_start(ip, node.temp_dir, options))
-        _wait_for(lambda: self._learn_id(node), f"{node.name} to join", node, ray)
-        return node
+        for _ in range(START_TRIES):
+            number = next(self._numbers)
+            node = self._machine(f"n{number}", f"127.0.0.{number}", own)
+            self.nodes.append(node)
+            options = {"address": self.address, "num-cpus": num_cpus, "dashboard-agent-listen-port": free_ports(1)[0]}
+            ray = node.start(_ray_start(node.ip, node.temp_dir, options))
+            if _came(partial(self._learn_id, node), ray):
+                return node
+            log = node.log_text()[-4000:]
+            self.kill_node(node)
+        pytest.fail(f"waited in vain for a node to join:\n{log}")
 
     def kill_node(self, node: Node) -> None:
         """SIGKILL for everything on the node at once: all stand still first, so that nobody sees another die."""
@@ -166,8 +172,20 @@ class RayNodes:
         themselves (their machines stay, so kill and add nodes), and the head knows nothing.
         """
         assert self.head is None, "the head lives"
-        storage = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(self.temp_dir / "gcs")}
-        head = self._machine("head", HEAD_IP, storage if self.persistent_head else {})
+        for _ in range(START_TRIES):
+            self.head = head = self._machine("head", HEAD_IP, self._head_storage())
+            if self._head_came(head):
+                return head
+            log = head.log_text()[-4000:]
+            self.kill_head()
+        pytest.fail(f"waited in vain for the head:\n{log}")
+
+    def _head_storage(self) -> dict[str, str]:
+        if not self.persistent_head:
+            return {}
+        return {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(self.temp_dir / "gcs")}
+
+    def _head_came(self, head: Node) -> bool:
         # With it Ray takes the nodes' raylets, which are on this same machine, for a head that still runs.
         (head.temp_dir / "ray_current_cluster").unlink(missing_ok=True)
         agent, client = free_ports(2)
@@ -183,10 +201,7 @@ class RayNodes:
             "disable-usage-stats": None,
         }
         ray = head.start(_ray_start(HEAD_IP, head.temp_dir, options))
-        self.head = head
-        _wait_for(self._jobs_api_answers, "the Jobs API", head, ray)
-        _wait_for(lambda: self._learn_id(head), "the head to join", head, ray)
-        return head
+        return _came(self._jobs_api_answers, ray) and _came(partial(self._learn_id, head), ray)
 
     def kill_head(self) -> None:
         """Everything on the head at once: GCS, dashboard, Jobs API, Serve's controller and proxy, and jobs' drivers."""
@@ -368,9 +383,11 @@ def _plays(process: psutil.Process, role: Role) -> bool:
         return False
 
 
-def _wait_for(condition: Callable[[], bool], what: str, node: Node, ray: psutil.Process) -> None:
+def _came(condition: Callable[[], bool], ray: psutil.Process) -> bool:
+    """Whether it came true in time, and before Ray's own start gave up."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while not condition():
         if time.monotonic() > deadline or not _lives(ray):
-            pytest.fail(f"waited in vain for {what}:\n{node.log_text()[-4000:]}")
+            return False
         time.sleep(0.2)
+    return True
