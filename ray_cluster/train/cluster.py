@@ -18,6 +18,7 @@ from ray_cluster.train.inspection import Inspected, inspect_files
 from ray_cluster.train.listing import ListedFile
 from ray_cluster.train.machines import Place, count_cores
 from services.contracts.jobs import Stage
+from ray_cluster.train.work import Done, Watch
 from services.contracts.models import TrunkManifest, TrunkRecipe
 from services.runtime.objects import open_store
 
@@ -114,25 +115,33 @@ def run_one(
 
 
 @ray.remote(num_cpus=TASK_CPUS, max_retries=_MAX_RETRIES)
-def inspect_task(source_uri: str, files: list[ListedFile]) -> list[Inspected]:
+def inspect_task(source_uri: str, files: list[ListedFile]) -> Done[list[Inspected]]:
     """`inspect_files` on some node."""
-    return inspect_files(open_store(source_uri), files)
+    watch = Watch()
+    with watch.working():
+        inspected = inspect_files(open_store(source_uri), files)
+    return Done(inspected, watch.spans[0])
 
 
 @ray.remote(num_cpus=TASK_CPUS, max_retries=_MAX_RETRIES)
-def feature_task(bucket_uri: str, source_uri: str, trunk: TrunkManifest, work: FeatureWork) -> int:
+def feature_task(bucket_uri: str, source_uri: str, trunk: TrunkManifest, work: FeatureWork) -> Done[int]:
     """`compute_shard` on some node; how many images it did."""
-    compute_shard(open_store(bucket_uri), open_store(source_uri), trunk, work)
-    return len(work.images)
+    watch = Watch()
+    with watch.working():
+        compute_shard(open_store(bucket_uri), open_store(source_uri), trunk, work)
+    return Done(len(work.images), watch.spans[0])
 
 
 # TensorFlow stays in a process for good: max_calls=1 ends this one with its task and gives the memory back.
 @ray.remote(num_cpus=TASK_CPUS, max_retries=_MAX_RETRIES, max_calls=1)
-def build_trunk_task(bucket_uri: str, recipe: TrunkRecipe) -> TrunkManifest:
+def build_trunk_task(bucket_uri: str, recipe: TrunkRecipe) -> Done[TrunkManifest]:
     """`build_trunk` in a process of its own. Seconds to import TensorFlow, and a download for `imagenet`."""
     from ray_cluster.vision.trunk_builder import build_trunk  # noqa: PLC0415 - TensorFlow loads here and nowhere else
 
-    return build_trunk(open_store(bucket_uri), recipe)
+    watch = Watch()
+    with watch.working():
+        trunk = build_trunk(open_store(bucket_uri), recipe)
+    return Done(trunk, watch.spans[0])
 
 
 @ray.remote(num_cpus=TASK_CPUS, max_retries=_MAX_RETRIES, max_calls=1)

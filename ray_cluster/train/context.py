@@ -8,6 +8,7 @@ from datetime import datetime
 from ray_cluster.train.capacity import CapacityWatch
 from ray_cluster.train.cluster import Parallelism
 from ray_cluster.train.reporter import Reporter
+from ray_cluster.train.work import Span, Watch, covered_s
 from services.contracts.base import utc_now
 from services.contracts.jobs import JobRecord, Stage, StageTiming
 from services.runtime.objects import ObjectStore
@@ -27,10 +28,11 @@ class AttemptContext:
     parallelism: Parallelism
 
 
-class RunningStage:
-    """A stage that has begun; `skip` says that its result was there already."""
+class RunningStage(Watch):
+    """A stage that has begun; `skip` says that its result was there already. Its work is told to it as spans."""
 
     def __init__(self, stage: Stage, started_at: datetime) -> None:
+        super().__init__()
         self.stage = stage
         self.started_at = started_at
         self.skipped = False
@@ -47,4 +49,7 @@ def running(context: AttemptContext, stage: Stage) -> Iterator[RunningStage]:
     timing = StageTiming(stage=stage, attempt=context.attempt, started_at=run.started_at, finished_at=None)
     context.reporter.stage(timing)
     yield run
-    context.reporter.stage(timing.model_copy(update={"finished_at": utc_now(), "skipped": run.skipped}))
+    finished_at = utc_now()
+    compute_s = covered_s(run.spans, Span(run.started_at.timestamp(), finished_at.timestamp()))
+    ended = {"finished_at": finished_at, "skipped": run.skipped, "compute_s": round(compute_s, 3)}
+    context.reporter.stage(timing.model_copy(update=ended))

@@ -18,7 +18,7 @@ from ray_cluster.train.checkpoints import Checkpoint
 from ray_cluster.train.failures import AttemptFailed, unwrap
 from ray_cluster.train.fit_job import FitEnd, FitJob, FitReturn
 from ray_cluster.vision.tails import Tail
-from services.contracts.errors import Fenced, InternalError
+from services.contracts.errors import Fenced
 from services.contracts.ids import JobId
 from services.runtime.objects import ObjectStore
 
@@ -43,18 +43,18 @@ def find_finished(store: ObjectStore, job_id: JobId) -> tuple[Checkpoint, Tail] 
     return None if checkpoint is None or tail is None else (checkpoint, tail)
 
 
-def fit(store: ObjectStore, job: FitJob) -> tuple[Checkpoint, Tail]:
-    """Trains under Ray Train until done. Raises `AttemptFailed`, `Fenced`, and Ray's errors for lost machines."""
+def fit(job: FitJob) -> FitReturn:
+    """Trains under Ray Train until done; `find_finished` then finds the result.
+
+    Raises `AttemptFailed`, `Fenced`, and Ray's errors for lost machines.
+    """
     os.environ.update(_RAY_TRAIN_ENVIRONMENT)  # read by Ray Train when it is imported, and handed to its processes
     returned = _run_trainer(job)
     if returned.end is FitEnd.GIVEN_UP:
         raise Fenced(f"attempt {job.attempt} of {job.job_id} was given up while it was training")
     if returned.failure is not None:
         raise AttemptFailed(returned.failure)
-    finished = find_finished(store, job.job_id)
-    if finished is None:
-        raise InternalError("the fit ended and its last checkpoint is not in the bucket")
-    return finished
+    return returned
 
 
 def _run_trainer(job: FitJob) -> FitReturn:

@@ -2,6 +2,7 @@
 
 from enum import StrEnum
 
+from ray_cluster.train.work import Span
 from services.contracts.base import StoredContract
 from services.contracts.ids import JobId
 from services.contracts.jobs import Failure, TrainingJobSpec
@@ -37,3 +38,5 @@ class FitReturn(StoredContract):
     end: FitEnd
     failure: Failure | None = None
     """Of a fit that failed."""
+    span: Span | None = None
+    """When it was at work, in the trainer that ended it."""

@@ -4,13 +4,14 @@ import ray
 
 from ray_cluster.train import cluster, evaluate, features, fit_data, preflight, publish
 from ray_cluster.train.checkpoints import Checkpoint
-from ray_cluster.train.context import AttemptContext, running
+from ray_cluster.train.context import AttemptContext, RunningStage, running
 from ray_cluster.train.features import FeatureIndex
 from ray_cluster.train.fit import find_finished, fit
 from ray_cluster.train.fit_job import FitJob
 from ray_cluster.train.inspection import Inspected
 from ray_cluster.train.listing import ListedFile, Listing, read_listing
 from ray_cluster.train.machines import Place
+from ray_cluster.train.work import Done, Span
 from ray_cluster.vision import trunks
 from ray_cluster.vision.tails import Tail
 from services.contracts import names
@@ -34,6 +35,8 @@ class PendingTrunk:
         self._found = trunks.find_trunk(context.store, recipe)
         self._context = context
         self._recipe = recipe
+        self.spans: list[Span] = []
+        """When it was built; empty where it was there."""
         place = context.capacity.place
         self._begun = None if self._found else (self._build(place), place)
 
@@ -41,10 +44,12 @@ class PendingTrunk:
         """Raises what building it raised, e.g. `WeightsUnusable`."""
         if self._found is None:
             assert self._begun is not None  # noqa: S101
-            self._found = cluster.run_one(self._build, self._begun, self._context.capacity, Stage.FEATURES)
+            built = cluster.run_one(self._build, self._begun, self._context.capacity, Stage.FEATURES)
+            self.spans.append(built.span)
+            self._found = built.result
         return self._found
 
-    def _build(self, place: Place) -> "ray.ObjectRef[TrunkManifest]":
+    def _build(self, place: Place) -> "ray.ObjectRef[Done[TrunkManifest]]":
         task = cluster.build_trunk_task.options(label_selector=place.selector())
         return task.remote(self._context.bucket_uri, self._recipe)
 
@@ -52,16 +57,18 @@ class PendingTrunk:
 def run_preflight(context: AttemptContext, spec: TrainingJobSpec, source_uri: str) -> DatasetManifest:
     """The frozen list of images; reads every image unless this listing was judged before."""
     with running(context, Stage.PREFLIGHT) as stage:
-        listing = read_listing(open_store(source_uri).list(""))
-        preflight.check_listing(listing)
+        with stage.working():
+            listing = read_listing(open_store(source_uri).list(""))
+            preflight.check_listing(listing)
         key = names.dataset_manifest(spec.dataset_id, preflight.fingerprint(listing, spec))
         try:
             manifest = DatasetManifest.model_validate_json(context.store.get(key))
             stage.skip()
         except NotFound:
-            inspected = _inspect(context, source_uri, listing)
-            manifest = preflight.judge(spec.dataset_id, listing, inspected, spec)
-            context.store.put(key, manifest.model_dump_json().encode(), if_absent=True)
+            inspected = _inspect(context, stage, source_uri, listing)
+            with stage.working():
+                manifest = preflight.judge(spec.dataset_id, listing, inspected, spec)
+                context.store.put(key, manifest.model_dump_json().encode(), if_absent=True)
         preflight.check_quarantine(manifest.report, spec.max_quarantined_fraction)
     for warning in manifest.report.warnings:
         context.reporter.warning(Stage.PREFLIGHT, "dataset", warning)
@@ -79,8 +86,10 @@ def run_features(
     """Runs the trunk over every image whose features are not cached yet; a lost task is run again elsewhere."""
     with running(context, Stage.FEATURES) as stage:
         trunk = pending.wait()
-        index = FeatureIndex.load(context.store, trunk.trunk_id)
-        works = features.plan(index, fit_data.views_needed(manifest, spec))
+        stage.spans += pending.spans
+        with stage.working():
+            index = FeatureIndex.load(context.store, trunk.trunk_id)
+            works = features.plan(index, fit_data.views_needed(manifest, spec))
         total = sum(len(work.images) for work in works)
         if not works:
             stage.skip()
@@ -88,8 +97,9 @@ def run_features(
         context.reporter.progress(Stage.FEATURES, done, total, "images")
         submit = _submitter(context, source_uri, trunk)
         results = cluster.run_bounded(submit, works, context.parallelism, context.capacity, Stage.FEATURES)
-        for _, count in results:
-            done += count
+        for _, computed in results:
+            stage.spans.append(computed.span)
+            done += computed.result
             context.reporter.progress(Stage.FEATURES, done, total, "images")
     return trunk
 
@@ -112,14 +122,21 @@ def run_fit(
             trunk=trunk,
             on_demand_counts=context.capacity.place.on_demand_counts,
         )
-        return fit(context.store, job)
+        returned = fit(job)
+        if returned.span is not None:
+            stage.spans.append(returned.span)
+        with stage.working():
+            finished = find_finished(context.store, context.record.job_id)
+    if finished is None:
+        raise InternalError("the fit ended and its last checkpoint is not in the bucket")
+    return finished
 
 
 def run_evaluate(
     context: AttemptContext, manifest: DatasetManifest, trunk: TrunkManifest, tail: Tail
 ) -> tuple[Evaluation, bytes]:
     """Quality on the evaluated split, and its per-image predictions as JSON lines."""
-    with running(context, Stage.EVALUATE):
+    with running(context, Stage.EVALUATE) as stage, stage.working():
         split = fit_data.evaluated_split(manifest)
         index = FeatureIndex.load(context.store, trunk.trunk_id)
         rows = fit_data.read_split(context.store, index, trunk, manifest, split, (0,))
@@ -159,7 +176,7 @@ def run_publish(
             fingerprint=checkpoint.manifest.fingerprint,
         )
 
-    with running(context, Stage.PUBLISH) as stage:
+    with running(context, Stage.PUBLISH) as stage, stage.working():
         model = publish.publish(
             context.store,
             context.record.model_name,
@@ -174,18 +191,19 @@ def run_publish(
     return model
 
 
-def _inspect(context: AttemptContext, source_uri: str, listing: Listing) -> list[Inspected]:
+def _inspect(context: AttemptContext, stage: RunningStage, source_uri: str, listing: Listing) -> list[Inspected]:
     chunks = [listing.files[start : start + INSPECT_FILES] for start in range(0, len(listing.files), INSPECT_FILES)]
     total = len(listing.files)
     context.reporter.progress(Stage.PREFLIGHT, 0, total, "images")
     inspected: list[Inspected] = []
 
-    def submit(files: list[ListedFile], place: Place) -> "ray.ObjectRef[list[Inspected]]":
+    def submit(files: list[ListedFile], place: Place) -> "ray.ObjectRef[Done[list[Inspected]]]":
         return cluster.inspect_task.options(label_selector=place.selector()).remote(source_uri, files)
 
     results = cluster.run_bounded(submit, chunks, context.parallelism, context.capacity, Stage.PREFLIGHT)
-    for _, found in results:
-        inspected.extend(found)
+    for _, read in results:
+        stage.spans.append(read.span)
+        inspected.extend(read.result)
         context.reporter.progress(Stage.PREFLIGHT, len(inspected), total, "images")
     if len(inspected) != total:
         raise InternalError(f"preflight looked at {len(inspected)} of {total} files")
@@ -194,8 +212,8 @@ def _inspect(context: AttemptContext, source_uri: str, listing: Listing) -> list
 
 def _submitter(
     context: AttemptContext, source_uri: str, trunk: TrunkManifest
-) -> cluster.Submit[features.FeatureWork, int]:
-    def submit(work: features.FeatureWork, place: Place) -> "ray.ObjectRef[int]":
+) -> cluster.Submit[features.FeatureWork, Done[int]]:
+    def submit(work: features.FeatureWork, place: Place) -> "ray.ObjectRef[Done[int]]":
         task = cluster.feature_task.options(label_selector=place.selector())
         return task.remote(context.bucket_uri, source_uri, trunk, work)
 

@@ -20,6 +20,7 @@ from ray_cluster.train.fit_control import FitControl, Identity, Order
 from ray_cluster.train.fit_job import FitEnd, FitJob, FitReturn
 from ray_cluster.train.lbfgs import Vector
 from ray_cluster.train.shards import Quantity, ShardResult, ShardTask
+from ray_cluster.train.work import Watch
 from services.contracts import names
 from services.contracts.errors import RetryLater
 from services.contracts.ids import JobId
@@ -64,8 +65,11 @@ class _RunningFit:
         self.ended = threading.Event()
 
         def run() -> None:
+            watch = Watch()
             try:
-                self.returned = fit_worker.run(job, self.control, self.crew)
+                with watch.working():
+                    returned = fit_worker.run(job, self.control, self.crew)
+                self.returned = returned.model_copy(update={"span": watch.spans[0]})
             finally:
                 self.ended.set()
 

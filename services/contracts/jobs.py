@@ -291,6 +291,11 @@ class StageTiming(StoredContract):
     started_at: datetime
     finished_at: datetime | None
     skipped: bool = Field(default=False, description="Its result was already in the bucket.")
+    compute_s: float | None = Field(
+        default=None,
+        description="Seconds of it in which its work was being done on some machine; in the others it waited for "
+        "processes and machines to start. Null until it has ended.",
+    )
 
 
 class PublishedModel(StoredContract):

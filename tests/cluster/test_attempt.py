@@ -79,6 +79,10 @@ def test_a_job_tells_what_it_does(attempts: Attempts, undisturbed: JobId) -> Non
     stages = attempts.stages(undisturbed)
     assert list(stages) == ALL_STAGES
     assert not any(timing.skipped for timing in stages.values())
+    for timing in stages.values():
+        assert timing.finished_at is not None
+        assert timing.compute_s is not None
+        assert 0 < timing.compute_s <= (timing.finished_at - timing.started_at).total_seconds() + 0.001
     epochs = [record.data["epoch"] for record in records if record.type is JobEventType.EPOCH]
     assert epochs == sorted(epochs)
     assert epochs[0] == 1
