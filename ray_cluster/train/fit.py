@@ -1,10 +1,12 @@
-"""Starts the fit under Ray Train and waits for it. The driver's side: no TensorFlow.
+"""Starts the fit and waits for it. The driver's side: no TensorFlow.
 
-Ray Train's one worker supervises the fit, which runs in a trainer (`supervise`, `trainer`), and leaves its result in
-the bucket as the job's finished checkpoint: a fit that ended while the driver was lost is not repeated. The worker runs
-on the driver's node, so spot nodes hold nothing but trainers. Ray Train starts another when it is lost, which finds the
-fit still running. Ray's own checkpoints are not used: `storage_path` holds nothing but Ray Train's notes about the run
-and may be a local folder on every node.
+The fit runs in a trainer (`trainer`), and leaves its result in the bucket as the job's finished checkpoint: a fit that
+ended while the driver was lost is not repeated. For its first seconds the driver itself supervises it (`supervise`);
+most fits of a head are over by then. A longer one goes on under Ray Train, whose six processes are started meanwhile:
+its one worker finds the fit running and supervises it from then on. The worker runs on the driver's node, so spot nodes
+hold nothing but trainers, and Ray Train starts another when it is lost, which finds the fit still running. Ray's own
+checkpoints are not used: `storage_path` holds nothing but Ray Train's notes about the run and may be a local folder on
+every node.
 """
 
 import os
@@ -17,6 +19,7 @@ from ray_cluster.train import checkpoints, fit_state
 from ray_cluster.train.checkpoints import Checkpoint
 from ray_cluster.train.failures import AttemptFailed, unwrap
 from ray_cluster.train.fit_job import FitEnd, FitJob, FitReturn
+from ray_cluster.train.supervise import standby_after_s, supervise, supervise_while_short
 from ray_cluster.vision.tails import Tail
 from services.contracts.errors import Fenced
 from services.contracts.ids import JobId
@@ -44,12 +47,14 @@ def find_finished(store: ObjectStore, job_id: JobId) -> tuple[Checkpoint, Tail] 
 
 
 def fit(job: FitJob) -> FitReturn:
-    """Trains under Ray Train until done; `find_finished` then finds the result.
+    """Trains until done; `find_finished` then finds the result.
 
     Raises `AttemptFailed`, `Fenced`, and Ray's errors for lost machines.
     """
-    os.environ.update(_RAY_TRAIN_ENVIRONMENT)  # read by Ray Train when it is imported, and handed to its processes
-    returned = _run_trainer(job)
+    alone = job.spec.resources.max_workers == 1  # trainers that help belong to one supervisor, from start to end
+    returned = supervise_while_short(job) if alone and standby_after_s() > 0 else None
+    if returned is None:
+        returned = _run_trainer(job)
     if returned.end is FitEnd.GIVEN_UP:
         raise Fenced(f"attempt {job.attempt} of {job.job_id} was given up while it was training")
     if returned.failure is not None:
@@ -58,6 +63,7 @@ def fit(job: FitJob) -> FitReturn:
 
 
 def _run_trainer(job: FitJob) -> FitReturn:
+    os.environ.update(_RAY_TRAIN_ENVIRONMENT)  # read by Ray Train when it is imported, and handed to its processes
     # ray.train takes seconds to import, and most stages of most attempts do without.
     from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # noqa: PLC0415
@@ -88,6 +94,4 @@ def _this_node() -> str:
 
 def _train_loop(config: dict[str, Any]) -> str:
     """Runs in the worker's process."""
-    from ray_cluster.train.supervise import supervise  # noqa: PLC0415 - the driver has no use for it
-
     return supervise(FitJob.model_validate_json(config["job"])).model_dump_json()

@@ -1,4 +1,6 @@
-"""Sees to it that some trainer runs a job's fit. Runs in the Ray Train worker, beside the driver; no TensorFlow.
+"""Sees to it that some trainer runs a job's fit; no TensorFlow.
+
+Runs in the driver at first, and in a Ray Train worker beside it once the fit has lasted a while.
 
 It may be killed and started again at any time: the fit goes on meanwhile, and is found where it runs. A trainer that
 is lost is replaced by a standby, which resumes from the newest checkpoint; one whose node got notice is replaced
@@ -32,7 +34,7 @@ from services.runtime.objects import ObjectStore, open_store
 LOOK_S = 1.0
 """How often it looks after the fit: for notices, helpers and standbys. The fit's end and loss are seen at once."""
 STANDBY_AFTER_S = 5.0
-"""A fit that ends sooner gets no standby: loading one takes as long as the fit."""
+"""A fit that ends sooner gets neither a standby nor Ray Train: starting either takes longer than the fit."""
 START_S = 2.0
 """How long each look at a starting trainer waits."""
 
@@ -50,6 +52,26 @@ def supervise(job: FitJob) -> FitReturn:
         return FitReturn(end=FitEnd.GIVEN_UP if failure is None else FitEnd.FAILED, failure=failure)
 
 
+def supervise_while_short(job: FitJob) -> FitReturn | None:
+    """Until the fit has ended; None once it has turned out to be a long one, which then goes on without us.
+
+    Raises what `Supervisor.run` raises.
+    """
+    try:
+        return Supervisor(open_store(job.bucket_uri), job, only_while_short=True).run()
+    except _TurnedOutLong:
+        return None
+
+
+def standby_after_s() -> float:
+    """REKINDLE_STANDBY_AFTER_S of the cluster's environment, for tests."""
+    return float(os.environ.get("REKINDLE_STANDBY_AFTER_S", str(STANDBY_AFTER_S)))
+
+
+class _TurnedOutLong(Exception):
+    """The fit goes on, and is another's to look after."""
+
+
 @dataclass(slots=True)
 class _Helpers:
     """Trainers that were started for this fit, by name, and those of them that the leader knows of."""
@@ -61,7 +83,8 @@ class _Helpers:
 class Supervisor:
     """Of one fit, in one attempt."""
 
-    def __init__(self, store: ObjectStore, job: FitJob) -> None:
+    def __init__(self, store: ObjectStore, job: FitJob, *, only_while_short: bool = False) -> None:
+        self._only_while_short = only_while_short
         self._store = store
         self._job = job
         self._job_json = job.model_dump_json()
@@ -72,7 +95,7 @@ class Supervisor:
             Reporter(store, job.job_id, job.attempt),
             on_demand_counts=job.on_demand_counts,
         )
-        self._standby_after_s = float(os.environ.get("REKINDLE_STANDBY_AFTER_S", str(STANDBY_AFTER_S)))
+        self._standby_after_s = standby_after_s()
 
     def run(self) -> FitReturn:
         """Raises `Fenced` when a newer attempt exists, and `RetryLater` when the store does not answer."""
@@ -165,6 +188,8 @@ class Supervisor:
                 returned = ray.get(leader.actor.wait.remote(*key, LOOK_S))
                 if returned is not None:
                     return FitReturn.model_validate_json(str(returned))
+                if self._only_while_short and time.monotonic() - began_s >= self._standby_after_s:
+                    raise _TurnedOutLong
                 draining = _draining()
                 if leader.view.node_id in draining:
                     if self._successor(leader, draining) is not None:

@@ -77,12 +77,14 @@ class Attempts:
         )
         self.store.put(names.job_outcome(job), outcome.model_dump_json().encode())
 
-    def start(self, job: JobId, attempt: int = 1) -> subprocess.Popen[bytes]:
-        """The attempt's driver, as a process of ours."""
+    def start(self, job: JobId, attempt: int = 1, *, short_fit_s: float | None = None) -> subprocess.Popen[bytes]:
+        """The attempt's driver, as a process of ours. `short_fit_s`: how long a fit may be without Ray Train."""
         self.fence(job, attempt)
         command = [sys.executable, "-m", "ray_cluster.train.attempt", *self._arguments(job, attempt)]
+        short = {} if short_fit_s is None else {"REKINDLE_STANDBY_AFTER_S": str(short_fit_s)}
+        environment = {**self.ray.env, **short}
         with self._log_path(job, attempt).open("wb") as log:
-            return subprocess.Popen(command, env=self.ray.env, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+            return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
 
     def run(self, job: JobId, attempt: int = 1) -> int:
         """The attempt to its end; the exit code."""
