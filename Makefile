@@ -16,7 +16,7 @@ SEED ?=
 TARGETS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test lint format openapi chaos bench-accuracy clean
+.PHONY: help setup demo run test lint format openapi chaos bench-accuracy bench-train clean
 
 help: ## Show this
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ chaos: $(SYNCED) ## Kill parts of a deployment while it trains (KILLS=12 SEED=1 
 
 bench-accuracy: $(SYNCED) ## Accuracy on real images (REKINDLE_TEST_DATA), into build/bench/accuracy.json
 	@$(BIN)/python -m tests.benchmarks.accuracy $(ARGS)
+
+bench-train: $(SYNCED) ## Speed of training against Keras (IMAGES=folder WEIGHTS=file ARGS="--pairs head --rounds 1")
+	@$(BIN)/python -m tests.benchmarks.train --images "$(IMAGES)" --weights "$(WEIGHTS)" $(ARGS)
 
 clean: ## Remove what setup and the tools made; .rekindle stays
 	rm -rf .venv .uv .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,106 @@
+"""The feature pass against what the same cores could do if nothing but the trunk, or the decoder, ran.
+
+Array axes: N image, H height, W width, C channel.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from ray_cluster.vision import images
+from ray_cluster.vision.engines import load_engine
+from services.contracts.jobs import Stage
+from services.contracts.models import TrunkManifest
+from services.runtime.objects import open_store
+from tests.benchmarks.train.bench import Bench
+from tests.benchmarks.train.report import Figure, Finding, Table
+
+SAMPLE = 64
+"""Images that each process goes round."""
+LOOKS_S = 3.0
+WARM_UP = 8
+
+
+class LimitsPair:
+    """One process per core with one thread each, as the feature pass has them, on images in memory."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._pass: list[float] = []
+        self._forward: list[float] = []
+        self._decode: list[float] = []
+
+    def measure(self, number: int) -> None:
+        run = self._bench.scratch(number)
+        self._pass.append(self._bench.images.image_count / run.stages[Stage.FEATURES].compute_s)
+        bucket = self._bench.product.home / "bucket"
+        (trunk_json,) = [path.read_text() for path in bucket.glob("trunks/*/trunk.json")]
+        files = sorted(path for path in self._bench.images.folder.rglob("*") if path.is_file())[:SAMPLE]
+        self._forward.append(on_every_core(forward_rate, bucket, trunk_json, files))
+        self._decode.append(on_every_core(decode_rate, bucket, trunk_json, files))
+
+    def finding(self) -> Finding:
+        forward, decode = self._forward, self._decode
+        both = [1 / (1 / f + 1 / d) for f, d in zip(forward, decode, strict=True)]
+        rates = ("images per second", median(self._pass), median(forward), median(decode), median(both))
+        return Finding(
+            [
+                Figure("share_of_limit", _share(self._pass, forward), "feature pass / the engine's forward pass alone"),
+                Figure("share_of_decode_limit", _share(self._pass, decode), "feature pass / decoding alone"),
+                Figure("share_of_joint_limit", _share(self._pass, both), "feature pass / decoding, then forward pass"),
+            ],
+            [
+                Table(
+                    "The feature pass and its limits on all cores",
+                    ("", "feature pass", "forward alone", "decoding alone", "one after the other"),
+                    [rates],
+                )
+            ],
+            measurements={"feature_pass": self._pass, "forward": forward, "decode": decode},
+        )
+
+
+Rate = Callable[[Path, str, Sequence[Path]], float]
+"""(bucket, trunk manifest as JSON, image files) to images per second."""
+
+
+def on_every_core(rate: Rate, bucket: Path, trunk_json: str, files: Sequence[Path]) -> float:
+    """The sum of the rates of one process per core, all at once."""
+    count = os.cpu_count() or 1
+    with ProcessPoolExecutor(count, get_context("spawn")) as pool:
+        return sum(pool.map(rate, [bucket] * count, [trunk_json] * count, [files] * count))
+
+
+def forward_rate(bucket: Path, trunk_json: str, files: Sequence[Path]) -> float:
+    """Of the fastest engine."""
+    trunk = TrunkManifest.model_validate_json(trunk_json)
+    engine = load_engine(open_store(bucket.as_uri()), trunk, threads=1)
+    images_NHWC = np.stack([images.decode(file.read_bytes(), trunk.image_size) for file in files])
+    return _rate(lambda n: engine.features(images_NHWC[n : n + 1]), len(files))
+
+
+def decode_rate(bucket: Path, trunk_json: str, files: Sequence[Path]) -> float:
+    """From the file's bytes to the trunk's input."""
+    size = TrunkManifest.model_validate_json(trunk_json).image_size
+    contents = [file.read_bytes() for file in files]
+    return _rate(lambda n: images.decode(contents[n], size), len(files))
+
+
+def _rate(work: Callable[[int], object], count: int) -> float:
+    for n in range(WARM_UP):
+        work(n % count)
+    done, began_s = 0, time.perf_counter()
+    while (spent_s := time.perf_counter() - began_s) < LOOKS_S:
+        work(done % count)
+        done += 1
+    return done / spent_s
+
+
+def _share(ours: Sequence[float], limits: Sequence[float]) -> float:
+    return median(our / limit for our, limit in zip(ours, limits, strict=True))

@@ -1,0 +1,150 @@
+"""The product's side of the comparisons: jobs on the whole local stack, through HTTP, as a user runs them."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from services.client import Rekindle
+from services.contracts.backbones import BackboneName
+from services.contracts.jobs import Stage, TrainingJob, TrainingJobSpec, WeightsUri
+from services.local.home import StackHome
+from services.local.processes import stack_processes
+from tests.benchmarks.train.images import ImageSet
+from tests.benchmarks.train.memory import MemoryWatch
+from tests.servers.local_stack import running_stack
+
+JOB_WITHIN_S = 1800.0
+TRAINER = "ray::Trainer"
+GONE_WITHIN_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class StageRun:
+    """One stage of a job."""
+
+    wall_s: float
+    compute_s: float
+    """Of these, seconds in which its work was being done."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobRun:
+    """One job, from its POST until its version answered a prediction."""
+
+    started_s: float
+    """Until its first stage began: the queue, and the start of its process."""
+    stages: dict[Stage, StageRun]
+    between_s: float
+    """Between its stages, from the end of one to the beginning of the next."""
+    ended_s: float
+    """From the end of its last stage until the API said that it had succeeded."""
+    wall_s: float
+    """From the POST until then."""
+    answered_s: float
+    """From the POST until its version had answered a prediction."""
+    accuracy: float
+    """On the test images, 0 to 1."""
+    peak_rss_bytes: dict[str, int] = field(default_factory=dict[str, int])
+    """By kind of process, of its largest one."""
+
+    @property
+    def compute_s(self) -> float:
+        """Of all stages."""
+        return sum(stage.compute_s for stage in self.stages.values())
+
+
+@dataclass(slots=True)
+class Product:
+    """A running stack."""
+
+    client: Rekindle
+    home: Path
+    backbone: BackboneName
+    weights: Path
+    _datasets: int = 0
+
+    def train(self, images: ImageSet, seed: int, *, keep_features: bool = False) -> JobRun:
+        """A head job with every other setting at its default.
+
+        The stack is as it stands idle: without features of these images unless they are to be kept, and without a
+        trainer that an earlier job left.
+        """
+        self._calm_down(keep_features=keep_features)
+        self._datasets += 1
+        dataset = self.client.datasets.create_from_prefix(f"bench-{self._datasets}", images.folder.as_uri())
+        spec = TrainingJobSpec(
+            dataset_id=dataset.id,
+            backbone=self.backbone,
+            weights=WeightsUri(uri=self.weights.as_uri()),
+            seed=seed,
+        )
+        posted_s = time.time()
+        with self._watch_memory() as memory:
+            job = self.client.training_jobs.create(spec)
+            job = self.client.training_jobs.wait(job.id, timeout_s=JOB_WITHIN_S)
+            wall_s = time.time() - posted_s
+            self.client.predict(job.model_name, [images.test_image()])
+            answered_s = time.time() - posted_s
+        return _job_run(job, posted_s, wall_s, answered_s, memory.peaks)
+
+    def _calm_down(self, *, keep_features: bool) -> None:
+        if not keep_features:
+            shutil.rmtree(self.home / "bucket" / "features", ignore_errors=True)
+        trainers = [process for process in self._processes() if _title(process).startswith(TRAINER)]
+        for trainer in trainers:
+            trainer.kill()
+        psutil.wait_procs(trainers, GONE_WITHIN_S)
+
+    def _processes(self) -> list[psutil.Process]:
+        record = StackHome(self.home).read_record()
+        assert record is not None
+        return stack_processes(record)
+
+    @contextmanager
+    def _watch_memory(self) -> Iterator[MemoryWatch]:
+        with MemoryWatch(self._processes) as watch:
+            yield watch
+
+
+@contextmanager
+def running_product(home: Path, backbone: BackboneName, weights: Path) -> Iterator[Product]:
+    """The stack, from its start to its stop."""
+    with running_stack(home) as stack, stack.client() as client:
+        yield Product(client, home, backbone, weights)
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""
+
+
+def _job_run(job: TrainingJob, posted_s: float, wall_s: float, answered_s: float, peaks: dict[str, int]) -> JobRun:
+    assert job.result is not None
+    assert job.result.accuracy is not None
+    stages: dict[Stage, StageRun] = {}
+    between_s = 0.0
+    before_s = first_s = job.stages[0].started_at.timestamp()
+    for timing in job.stages:
+        assert timing.finished_at is not None
+        assert timing.compute_s is not None
+        began_s, ended_s = timing.started_at.timestamp(), timing.finished_at.timestamp()
+        between_s += began_s - before_s
+        stages[timing.stage] = StageRun(ended_s - began_s, timing.compute_s)
+        before_s = ended_s
+    return JobRun(
+        started_s=first_s - posted_s,
+        stages=stages,
+        between_s=between_s,
+        ended_s=posted_s + wall_s - before_s,
+        wall_s=wall_s,
+        answered_s=answered_s,
+        accuracy=job.result.accuracy,
+        peak_rss_bytes=peaks,
+    )
