@@ -32,8 +32,9 @@ def import_base(context: AttemptContext) -> ModelManifest:
     pending = PendingTrunk(
         context, TrunkRecipe(backbone=base.backbone, weights=base.weights, image_size=base.image_size)
     )
-    with running(context, Stage.FEATURES):
+    with running(context, Stage.FEATURES) as stage:
         trunk = pending.wait()
+        stage.found_trunk(trunk.trunk_id)
     if trunk.top is None:
         raise WeightsUnusable(f"the weights of {base.backbone} have no classifier: use weights with their top")
     tail = Tail.from_bytes(read_verified(context.store, trunk.top))

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 
 from ray_cluster.train.capacity import CapacityWatch
 from ray_cluster.train.cluster import Parallelism
 from ray_cluster.train.reporter import Reporter
 from ray_cluster.train.work import Span, Watch, covered_s
 from services.contracts.base import utc_now
+from services.contracts.ids import TrunkId
 from services.contracts.jobs import JobRecord, Stage, StageTiming
 from services.runtime.objects import ObjectStore
 
@@ -31,25 +31,30 @@ class AttemptContext:
 class RunningStage(Watch):
     """A stage that has begun; `skip` says that its result was there already. Its work is told to it as spans."""
 
-    def __init__(self, stage: Stage, started_at: datetime) -> None:
+    def __init__(self, reporter: Reporter, timing: StageTiming) -> None:
         super().__init__()
-        self.stage = stage
-        self.started_at = started_at
+        self.timing = timing
         self.skipped = False
+        self._reporter = reporter
 
     def skip(self) -> None:
         """Nothing had to be done."""
         self.skipped = True
 
+    def found_trunk(self, trunk_id: TrunkId) -> None:
+        """Reports the trunk, which the gateway has served from then on: starting that takes as long as training."""
+        self.timing = self.timing.model_copy(update={"trunk_id": trunk_id})
+        self._reporter.stage(self.timing)
+
 
 @contextmanager
 def running(context: AttemptContext, stage: Stage) -> Iterator[RunningStage]:
     """Reports the stage's beginning, and its end unless it fails."""
-    run = RunningStage(stage, utc_now())
-    timing = StageTiming(stage=stage, attempt=context.attempt, started_at=run.started_at, finished_at=None)
+    timing = StageTiming(stage=stage, attempt=context.attempt, started_at=utc_now(), finished_at=None)
+    run = RunningStage(context.reporter, timing)
     context.reporter.stage(timing)
     yield run
     finished_at = utc_now()
-    compute_s = covered_s(run.spans, Span(run.started_at.timestamp(), finished_at.timestamp()))
+    compute_s = covered_s(run.spans, Span(timing.started_at.timestamp(), finished_at.timestamp()))
     ended = {"finished_at": finished_at, "skipped": run.skipped, "compute_s": round(compute_s, 3)}
-    context.reporter.stage(timing.model_copy(update=ended))
+    context.reporter.stage(run.timing.model_copy(update=ended))

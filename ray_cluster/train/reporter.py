@@ -52,8 +52,9 @@ class Reporter:
         self._lock = threading.Lock()
 
     def stage(self, timing: StageTiming) -> None:
-        """A stage began (`finished_at` null), or ended, or was skipped."""
-        what = "skipped, its result is there" if timing.skipped else "done" if timing.finished_at else "started"
+        """A stage began (`finished_at` null), found its trunk, or ended, or was skipped."""
+        began = "started" if timing.trunk_id is None else f"on trunk {timing.trunk_id[:16]}"
+        what = "skipped, its result is there" if timing.skipped else "done" if timing.finished_at else began
         self._write(JobEventType.STAGE, timing.stage, f"{timing.stage}: {what}", timing.model_dump(mode="json"))
 
     def progress(self, stage: Stage, done: int, total: int | None, unit: str) -> None:

@@ -87,6 +87,7 @@ def run_features(
     with running(context, Stage.FEATURES) as stage:
         trunk = pending.wait()
         stage.spans += pending.spans
+        stage.found_trunk(trunk.trunk_id)
         with stage.working():
             index = FeatureIndex.load(context.store, trunk.trunk_id)
             works = features.plan(index, fit_data.views_needed(manifest, spec))

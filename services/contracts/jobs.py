@@ -8,7 +8,7 @@ from pydantic import Field, JsonValue, TypeAdapter, model_validator
 
 from services.contracts.backbones import BACKBONES, MAX_IMAGE_SIZE, BackboneName
 from services.contracts.base import Contract, ResourceName, Sha256, StoredContract, stored
-from services.contracts.ids import DatasetId, JobId
+from services.contracts.ids import DatasetId, JobId, TrunkId
 
 
 class WeightsUri(Contract):
@@ -290,6 +290,9 @@ class StageTiming(StoredContract):
     attempt: int
     started_at: datetime
     finished_at: datetime | None
+    trunk_id: TrunkId | None = Field(
+        default=None, description="Of `features`: the network whose features it computes, as soon as that is there."
+    )
     skipped: bool = Field(default=False, description="Its result was already in the bucket.")
     compute_s: float | None = Field(
         default=None,

@@ -31,7 +31,7 @@ class Training:
     changed: Pulse = field(default_factory=Pulse)
     """Sent when jobs have changed."""
     published: Pulse = field(default_factory=Pulse)
-    """Sent when the published versions have changed."""
+    """Sent when what is to be served has changed: the published versions, or the trunk of a job that will publish."""
     ending: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the server stops: streams end."""
     uploads: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(UPLOAD_THREADS))

@@ -10,7 +10,7 @@ import pytest
 from services.contracts import names
 from services.contracts.base import utc_now
 from services.contracts.errors import Fenced
-from services.contracts.ids import JobId
+from services.contracts.ids import JobId, TrunkId
 from services.contracts.jobs import (
     CapacityWait,
     EpochMetrics,
@@ -220,6 +220,28 @@ async def test_serve_gets_the_trunk_of_a_published_version_once(gateway: Trainin
     assert len(gateway.ray.deployments) == 1
     gateway.ray.restart()
     await eventually(deployed)
+
+
+async def test_serve_starts_while_the_first_job_on_a_trunk_still_trains(gateway: TrainingGateway) -> None:
+    job_id = (await gateway.job())["id"]
+    attempt = await gateway.attempt(job_id)
+    attempt.run()
+    timing = StageTiming(
+        stage=Stage.FEATURES, attempt=1, started_at=utc_now(), finished_at=None, trunk_id=TrunkId("b" * 64)
+    )
+    attempt.report(JobEventType.STAGE, Stage.FEATURES, timing, "features: on trunk bbbb")
+
+    async def served() -> list[str]:
+        return list(gateway.ray.applications)
+
+    assert await eventually(served) == ["trunk-" + "b" * 16]
+    await gateway.client.post(f"/v1/training-jobs/{job_id}/cancel")
+    await gateway.job_in(job_id, "cancelled")
+
+    async def gone() -> bool:
+        return not gateway.ray.applications
+
+    await eventually(gone)
 
 
 # --- failures -------------------------------------------------------------------------------------------------------

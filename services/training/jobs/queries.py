@@ -7,7 +7,7 @@ from sqlalchemy import and_, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.contracts.errors import NotFound
-from services.contracts.ids import JobId
+from services.contracts.ids import JobId, TrunkId
 from services.contracts.jobs import (
     CapacityWait,
     EpochMetrics,
@@ -74,6 +74,12 @@ async def list_unfinished(session: AsyncSession) -> list[JobRow]:
     unfinished = [state.value for state in JobState if not state.is_terminal]
     query = select(JobRow).where(JobRow.state.in_(unfinished)).order_by(JobRow.created_at, JobRow.id)
     return list(await session.scalars(query))
+
+
+def trunks_of(rows: Iterable[JobRow]) -> set[TrunkId]:
+    """The trunks that these jobs work with, as far as they have them."""
+    timings = [StageTiming.model_validate(each) for row in rows for each in row.stages]
+    return {timing.trunk_id for timing in timings if timing.trunk_id is not None}
 
 
 async def list_events(session: AsyncSession, job_id: str, *, after: int, limit: int) -> list[JobEvent]:

@@ -210,6 +210,8 @@ class Reconciler:
         reports = await asyncio.to_thread(records.read_progress, store, job_id, row.attempt, row.progress_seq)
         if reports and await transitions.take_over(actor.leased, row, reports, now):
             self._training.changed.send()
+            if any(report.data.get("trunk_id") for report in reports):
+                self._training.published.send()
             row = await self._reread(row)
         waited = timedelta(0) if row.submitted_at is None else now - row.submitted_at
         seen = Observation(

@@ -1,4 +1,4 @@
-"""Keeps Serve's applications those that the published versions need."""
+"""Keeps Serve's applications those that the published versions, and those that jobs are training, need."""
 
 import time
 from dataclasses import dataclass, field
@@ -7,6 +7,7 @@ import structlog
 
 from services.contracts.ids import TrunkId
 from services.training.context import Training
+from services.training.jobs.queries import list_unfinished, trunks_of
 from services.training.models import queries
 from services.training.ray_api import ServeApplication
 from services.training.reconciler.serve_applications import ServeTarget, desired_config, differs
@@ -26,12 +27,14 @@ class ServeKeeper:
     deployed: set[TrunkId] = field(default_factory=set[TrunkId])
 
     async def look(self) -> None:
-        """Brings Serve in line with the published versions.
+        """Brings Serve in line with the published versions and with what is about to be published.
 
         Raises `ClusterUnavailable` and `DatabaseUnavailable`; the next look tries again.
         """
         async with self.training.database.session() as session:
-            trunks = await queries.list_trunks(session)
+            # A job's trunk is served while the job still trains: starting that takes as long as training.
+            unfinished = trunks_of(await list_unfinished(session))
+            trunks = unfinished.union(await queries.list_trunks(session))
         if not trunks and not self.deployed:
             return  # asking would start parts of Serve's machinery for nothing
         settings = self.training.settings
@@ -44,7 +47,7 @@ class ServeKeeper:
             log.info("serve.deploy", trunks=len(trunks))
             await self.training.ray.deploy(desired)
             self.redeploy_at_s = time.monotonic() + REDEPLOY_FAILED_S
-        self.deployed = set(trunks)
+        self.deployed = trunks
 
     def _again(self, observed: dict[str, ServeApplication]) -> bool:
         failed = {name: app.message for name, app in observed.items() if app.status == "DEPLOY_FAILED"}
