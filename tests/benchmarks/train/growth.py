@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from tests.benchmarks.train.bench import Bench
 from tests.benchmarks.train.head import compute_s
-from tests.benchmarks.train.memory import largest_worker
+from tests.benchmarks.train.memory import DRIVER, WORKERS, largest_worker
 from tests.benchmarks.train.product import JobRun
 from tests.benchmarks.train.report import Figure, Finding, Table, Target
 
@@ -52,7 +52,8 @@ class GrowthPair:
 
 
 def _table(runs: list[tuple[int, JobRun]]) -> Table:
-    kinds = sorted({kind for _, run in runs for kind in run.peak_rss_bytes})
+    seen = {kind for _, run in runs for kind in run.peak_rss_bytes}
+    kinds = [kind for kind in (*WORKERS, DRIVER) if kind in seen]
     return Table(
         "Growth: milliseconds per image, and the largest resident sets in MiB",
         ("images", "compute", "wall", *kinds),

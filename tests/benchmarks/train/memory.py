@@ -10,19 +10,22 @@ import psutil
 EVERY_S = 0.5
 WORKERS = ("inspect_task", "feature_task", "build_trunk_task", "Trainer")
 """Kinds of process that work on images, features or networks."""
+DRIVER = "driver"
 
 
 def kind_of(command_line: Sequence[str]) -> str | None:
     """What a process is for, by its command line; None for Ray's own and for those that are idle.
 
-    Ray names its workers after what they run, e.g. `ray::Trainer.wait`.
+    Ray names its workers after what they run, with an actor's own name before its class: `ray::feature_task`,
+    `ray::trainer-0.1.0-6b9c:Trainer.wait`, `ray::ServeReplica:trunk-33fc:trunk`.
     """
     command = " ".join(command_line).strip()
     if command.startswith("ray::"):
-        kind = command.removeprefix("ray::").partition(".")[0].partition("(")[0]
+        title = command.removeprefix("ray::")
+        kind = "ServeReplica" if title.startswith("ServeReplica") else title.rpartition(":")[2].partition(".")[0]
         return None if kind == "IDLE" else kind
     if "ray_cluster.train.attempt" in command_line:
-        return "driver"
+        return DRIVER
     return None
 
 

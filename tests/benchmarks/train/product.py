@@ -15,11 +15,11 @@ from services.contracts.jobs import Stage, TrainingJob, TrainingJobSpec, Weights
 from services.local.home import StackHome
 from services.local.processes import stack_processes
 from tests.benchmarks.train.images import ImageSet
-from tests.benchmarks.train.memory import MemoryWatch
+from tests.benchmarks.train.memory import MemoryWatch, kind_of
 from tests.servers.local_stack import running_stack
 
 JOB_WITHIN_S = 1800.0
-TRAINER = "ray::Trainer"
+TRAINER = "Trainer"
 GONE_WITHIN_S = 20.0
 
 
@@ -95,7 +95,7 @@ class Product:
     def _calm_down(self, *, keep_features: bool) -> None:
         if not keep_features:
             shutil.rmtree(self.home / "bucket" / "features", ignore_errors=True)
-        trainers = [process for process in self._processes() if _title(process).startswith(TRAINER)]
+        trainers = [process for process in self._processes() if _kind(process) == TRAINER]
         for trainer in trainers:
             trainer.kill()
         psutil.wait_procs(trainers, GONE_WITHIN_S)
@@ -118,11 +118,11 @@ def running_product(home: Path, backbone: BackboneName, weights: Path) -> Iterat
         yield Product(client, home, backbone, weights)
 
 
-def _title(process: psutil.Process) -> str:
+def _kind(process: psutil.Process) -> str | None:
     try:
-        return " ".join(process.cmdline())
+        return kind_of(process.cmdline())
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return ""
+        return None
 
 
 def _job_run(job: TrainingJob, posted_s: float, wall_s: float, answered_s: float, peaks: dict[str, int]) -> JobRun:

@@ -85,7 +85,9 @@ def test_the_parts_of_a_job_add_up_to_its_wall_time() -> None:
     [
         (["ray::feature_task"], "feature_task"),
         (["ray::Trainer.wait"], "Trainer"),
-        (["ray::ServeReplica:trunk-1:TrunkReplica"], "ServeReplica:trunk-1:TrunkReplica"),
+        (["ray::trainer-0.1.0-6b9c:Trainer.wait"], "Trainer"),
+        (["ray::trainer-0.1.0-6b9c:Trainer"], "Trainer"),
+        (["ray::ServeReplica:trunk-1:trunk"], "ServeReplica"),
         (["ray::IDLE", "", ""], None),
         (["/usr/bin/python", "-m", "ray_cluster.train.attempt", "--job", "job_1"], "driver"),
         (["raylet", "--node"], None),
