@@ -42,8 +42,13 @@ class Problem(Protocol):
         """P."""
         ...
 
+    @property
+    def kernel_size(self) -> int:
+        """How many of the parameters, the first ones, the L2 penalty is for."""
+        ...
+
     def objective(self, phase: Phase) -> lbfgs.Objective:
-        """The phase's penalised loss and its gradient."""
+        """The phase's loss and its gradient, without the penalty."""
         ...
 
     def training_quality(self, phase: Phase, params_P: Vector) -> Quality:
@@ -64,6 +69,8 @@ class FitSettings:
     """Epochs without a lower validation loss after which SELECT ends and its best epoch counts; None never."""
     refit: bool
     """Whether there is a FINAL phase."""
+    weight_decay: float
+    """The L2 penalty is half of it times the squared kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +96,23 @@ class FitState:
         return self.best_params_P if self.result_phase is Phase.SELECT else self.optimizer.params_P
 
 
-def begin(problem: Problem) -> FitState:
+def penalised(problem: Problem, phase: Phase, weight_decay: float) -> lbfgs.Objective:
+    """The phase's loss with the L2 penalty, and its gradient."""
+    unpenalised = problem.objective(phase)
+
+    def evaluate(params_P: Vector) -> tuple[float, Vector]:
+        loss, gradient_P = unpenalised(params_P)
+        kernel = params_P[: problem.kernel_size]
+        gradient_P[: problem.kernel_size] += weight_decay * kernel
+        return loss + weight_decay / 2 * float(np.sum(kernel * kernel)), gradient_P
+
+    return evaluate
+
+
+def begin(problem: Problem, settings: FitSettings) -> FitState:
     """The state before the first epoch."""
     params_P = np.zeros(problem.parameter_count)
-    optimizer = lbfgs.start(params_P, problem.objective(Phase.SELECT))
+    optimizer = lbfgs.start(params_P, penalised(problem, Phase.SELECT, settings.weight_decay))
     return FitState(Phase.SELECT, optimizer, 0, params_P, 0, np.inf, Phase.SELECT)
 
 
@@ -101,7 +121,7 @@ def advance(state: FitState, problem: Problem, settings: FitSettings) -> FitStat
     if state.phase is Phase.SELECT:
         return _advance_select(state, problem, settings)
     assert state.phase is Phase.FINAL  # noqa: S101
-    optimizer = lbfgs.iterate(state.optimizer, problem.objective(Phase.FINAL), settings.tolerance)
+    optimizer = _iterate(state, problem, settings)
     state = _measured(replace(state, optimizer=optimizer), problem, settings, None)
     if optimizer.converged or optimizer.iteration >= final_epochs(state, settings):
         return replace(state, phase=Phase.DONE, result_phase=Phase.FINAL)
@@ -122,7 +142,7 @@ def final_epochs(state: FitState, settings: FitSettings) -> int:
 
 
 def _advance_select(state: FitState, problem: Problem, settings: FitSettings) -> FitState:
-    optimizer = lbfgs.iterate(state.optimizer, problem.objective(Phase.SELECT), settings.tolerance)
+    optimizer = _iterate(state, problem, settings)
     quality = problem.validation_quality(optimizer.params_P)
     state = _measured(replace(state, optimizer=optimizer), problem, settings, quality)
     watching = settings.patience is not None and quality is not None
@@ -134,8 +154,14 @@ def _advance_select(state: FitState, problem: Problem, settings: FitSettings) ->
         return state
     if not settings.refit:
         return replace(state, phase=Phase.DONE, result_phase=Phase.SELECT)
-    fresh = lbfgs.start(np.zeros(problem.parameter_count), problem.objective(Phase.FINAL))
+    objective = penalised(problem, Phase.FINAL, settings.weight_decay)
+    fresh = lbfgs.start(np.zeros(problem.parameter_count), objective)
     return replace(state, phase=Phase.FINAL, optimizer=fresh)
+
+
+def _iterate(state: FitState, problem: Problem, settings: FitSettings) -> LbfgsState:
+    objective = penalised(problem, state.phase, settings.weight_decay)
+    return lbfgs.iterate(state.optimizer, objective, settings.tolerance)
 
 
 def _measured(state: FitState, problem: Problem, settings: FitSettings, validation: Quality | None) -> FitState:

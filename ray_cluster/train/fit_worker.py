@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ray_cluster.train import checkpoints, fit_data, fit_loop, fit_state, head_recipe
+from ray_cluster.train import checkpoints, fit_data, fit_loop, fit_state, head_recipe, keras_problem
 from ray_cluster.train.background import Background
 from ray_cluster.train.checkpoints import CheckpointWriter, Snapshot, WriterFault
 from ray_cluster.train.failures import classify
@@ -68,7 +68,7 @@ class FitProblem:
 def warm_up() -> None:
     """Fixes what this process computes, and runs TensorFlow once: its first operation takes longer than all others."""
     make_deterministic()
-    keras.layers.Dense(2)(np.zeros((1, 2), np.float32))
+    keras_problem.warm_up()
 
 
 def run(job: FitJob, control: FitControl, map_shards: ShardMap = compute_here) -> FitReturn:
@@ -97,6 +97,7 @@ def load(job: FitJob, map_shards: ShardMap = compute_here) -> FitProblem:
         tolerance=head_recipe.TOLERANCE,
         patience=job.spec.early_stopping.patience if job.spec.early_stopping else None,
         refit=fit_data.refits(manifest),
+        weight_decay=job.spec.weight_decay,
     )
     return FitProblem(problem, standards, settings)
 
@@ -222,7 +223,7 @@ def _fit(job: FitJob, control: FitControl, map_shards: ShardMap) -> None:
     )
     fit = _Fit(store, job, control, fingerprint)
     try:
-        state = fit.resume() or fit_loop.begin(loaded.problem)
+        state = fit.resume() or fit_loop.begin(loaded.problem, loaded.settings)
         finished = fit_loop.run(state, loaded.problem, loaded.settings, fit.after_epoch)
         tail = head_recipe.fold(finished.result(), loaded.standards[finished.result_phase])
         fit.writer.save_now(fit_state.to_snapshot(finished, tail), None)
@@ -267,4 +268,4 @@ def _problem(
         )
         for phase, split in splits.items()
     }
-    return HeadProblem(training, validation, classes, job.spec.weight_decay, map_shards), standards
+    return HeadProblem(training, validation, classes, map_shards), standards

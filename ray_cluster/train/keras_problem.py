@@ -1,13 +1,12 @@
-"""The head's losses and gradients, computed by Keras on TensorFlow. Imports TensorFlow: for the fit worker only.
+"""The head's losses and gradients, computed by TensorFlow. Imports TensorFlow: for the fit worker only.
 
-Rows are summed in shards of `SHARD_ROWS`, and the shards in float64 and in their order, so the arithmetic does not
+The rows stay where they are computed with, standardised, for as long as the fit lasts. They are summed in shards of `SHARD_ROWS`, and the shards in float64 and in their order, so the arithmetic does not
 depend on how many workers share them (`shards`). The matrix products are float32.
 
 Array axes: N row, D feature, K class, P parameter.
 """
 
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +34,14 @@ def make_deterministic() -> None:
     tf.config.threading.set_inter_op_parallelism_threads(THREADS)
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(0)  # nothing here draws a number; TensorFlow insists on a seed all the same
+
+
+def warm_up() -> None:
+    """Traces and runs what every fit runs: the first call takes longer than all others."""
+    rows = np.zeros((1, 2), np.float32), np.zeros(1, np.int64), np.ones(1)
+    parameters = np.zeros((2, 2), np.float32), np.zeros(2, np.float32)
+    for function in (_gradient, _quality):
+        function(*map(tf.constant, (*rows, *parameters)))
 
 
 def device_name() -> str:
@@ -98,7 +105,7 @@ VALIDATION = "validation"
 
 
 class HeadProblem:
-    """A head on cached features: one Keras `Dense` layer. Implements `fit_loop.Problem`.
+    """A head on cached features: softmax of features times kernel plus bias. Implements `fit_loop.Problem`.
 
     Standardises with SELECT's statistics in SELECT and with FINAL's in FINAL. Every trainer of a job has one; the
     leader's gets a `map_shards` that also asks the others.
@@ -109,101 +116,111 @@ class HeadProblem:
         training: dict[Phase, tuple[Rows, Standardisation]],
         validation: Rows | None,
         class_count: int,
-        l2: float,
         map_shards: ShardMap = compute_here,
     ) -> None:
         self._class_count = class_count
-        self._l2 = l2
         self._map_shards = map_shards
         self._feature_dim = training[Phase.SELECT][0].features_ND.shape[1]
-        self._dense = keras.layers.Dense(class_count, dtype="float32")
-        self._dense.build((None, self._feature_dim))
         self._rows = {phase.value: ShardedRows(rows, standard) for phase, (rows, standard) in training.items()}
         if validation is not None:
             self._rows[VALIDATION] = ShardedRows(validation, training[Phase.SELECT][1])
-        self._gradient_of_shard = _compile_gradient(self._dense)
-        self._quality_of_shard = _compile_quality(self._dense)
-        self._assigned: Vector | None = None
-        """Whose values the layer has. Parameter vectors are never changed in place."""
+        self._assigned: tuple[Vector, tf.Tensor, tf.Tensor] | None = None
+        """The newest parameters as float32 kernel and bias. Parameter vectors are never changed in place."""
+        self._evaluated: tuple[str, Vector, Quality] | None = None
+        """What the newest gradient's pass over the rows has shown on its way."""
 
     @property
     def parameter_count(self) -> int:
         """P: the kernel, then the bias."""
         return head_recipe.parameter_count(self._feature_dim, self._class_count)
 
+    @property
+    def kernel_size(self) -> int:
+        """How many of the parameters, the first ones, are the kernel's."""
+        return self._feature_dim * self._class_count
+
     def objective(self, phase: Phase) -> Objective:
-        """Weighted mean cross-entropy plus the L2 penalty, and the gradient, both float64."""
+        """Weighted mean cross-entropy and its gradient, both float64."""
 
         def evaluate(params_P: Vector) -> tuple[float, Vector]:
-            kernel_DK, _ = head_recipe.split_params(params_P, self._feature_dim, self._class_count)
-            loss = self._l2 / 2 * float(np.sum(kernel_DK * kernel_DK))
+            loss = accuracy = 0.0
             gradient_P = np.zeros_like(params_P)
             gradient_DK, gradient_K = head_recipe.split_params(gradient_P, self._feature_dim, self._class_count)
-            gradient_DK += self._l2 * kernel_DK
-            for shard_loss, shard_DK, shard_K in self._all(Quantity.GRADIENT, phase.value, params_P):
+            for shard_loss, shard_accuracy, shard_DK, shard_K in self._all(Quantity.GRADIENT, phase.value, params_P):
                 loss += float(shard_loss)
+                accuracy += float(shard_accuracy)
                 gradient_DK += shard_DK
                 gradient_K += shard_K
+            self._evaluated = (phase.value, params_P, Quality(loss, accuracy))
             return loss, gradient_P
 
         return evaluate
 
     def training_quality(self, phase: Phase, params_P: Vector) -> Quality:
-        """On the phase's rows, weighted as they are trained on."""
-        return self._quality(phase.value, params_P)
+        """On the phase's rows, weighted as they are trained on. Costs nothing for what was evaluated last."""
+        found = self._evaluated
+        if found is None or found[0] != phase.value or found[1] is not params_P:
+            self.objective(phase)(params_P)
+            found = self._evaluated
+        assert found is not None  # noqa: S101
+        return found[2]
 
     def validation_quality(self, params_P: Vector) -> Quality | None:
         """On the validation rows, each with the same weight."""
-        return self._quality(VALIDATION, params_P) if VALIDATION in self._rows else None
-
-    def compute(self, task: ShardTask, shard: int) -> ShardResult:
-        """One shard's share of a sum: (loss, kernel's gradient [D, K], bias' [K]) or (loss, accuracy)."""
-        self._assign(task.params_P)
-        rows = self._rows[task.rows][shard]
-        of_shard = self._gradient_of_shard if task.quantity is Quantity.GRADIENT else self._quality_of_shard
-        return tuple(part.numpy() for part in of_shard(rows.features_ND, rows.labels_N, rows.weights_N))
-
-    def _all(self, quantity: Quantity, rows: str, params_P: Vector) -> list[ShardResult]:
-        return self._map_shards(ShardTask(quantity, rows, params_P), len(self._rows[rows]), self.compute)
-
-    def _quality(self, rows: str, params_P: Vector) -> Quality:
+        if VALIDATION not in self._rows:
+            return None
         loss = accuracy = 0.0
-        for shard_loss, shard_accuracy in self._all(Quantity.QUALITY, rows, params_P):
+        for shard_loss, shard_accuracy in self._all(Quantity.QUALITY, VALIDATION, params_P):
             loss += float(shard_loss)
             accuracy += float(shard_accuracy)
         return Quality(loss, accuracy)
 
-    def _assign(self, params_P: Vector) -> None:
-        if self._assigned is params_P:
-            return
-        kernel_DK, bias_K = head_recipe.split_params(params_P, self._feature_dim, self._class_count)
-        self._dense.set_weights([kernel_DK.astype(np.float32), bias_K.astype(np.float32)])
-        self._assigned = params_P
+    def compute(self, task: ShardTask, shard: int) -> ShardResult:
+        """One shard's share of a sum: (loss, accuracy), and of a gradient the kernel's [D, K] and the bias' [K]."""
+        rows = self._rows[task.rows][shard]
+        of_shard = _gradient if task.quantity is Quantity.GRADIENT else _quality
+        parts = of_shard(rows.features_ND, rows.labels_N, rows.weights_N, *self._assign(task.params_P))
+        return tuple(part.numpy() for part in parts)
+
+    def _all(self, quantity: Quantity, rows: str, params_P: Vector) -> list[ShardResult]:
+        return self._map_shards(ShardTask(quantity, rows, params_P), len(self._rows[rows]), self.compute)
+
+    def _assign(self, params_P: Vector) -> tuple[tf.Tensor, tf.Tensor]:
+        if self._assigned is None or self._assigned[0] is not params_P:
+            kernel_DK, bias_K = head_recipe.split_params(params_P, self._feature_dim, self._class_count)
+            as_tensors = tf.constant(kernel_DK.astype(np.float32)), tf.constant(bias_K.astype(np.float32))
+            self._assigned = (params_P, *as_tensors)
+        return self._assigned[1:]
 
 
-def _weighted_loss(logits_NK: tf.Tensor, labels_N: tf.Tensor, weights_N: tf.Tensor) -> tf.Tensor:
+_SIGNATURE = (
+    tf.TensorSpec((None, None), tf.float32),
+    tf.TensorSpec((None,), tf.int64),
+    tf.TensorSpec((None,), tf.float64),
+    tf.TensorSpec((None, None), tf.float32),
+    tf.TensorSpec((None,), tf.float32),
+)
+"""Of any shape, so that a process traces each function once and not for every job."""
+
+
+def _weighted_quality(logits_NK: tf.Tensor, labels_N: tf.Tensor, weights_N: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     losses_N = tf.nn.sparse_softmax_cross_entropy_with_logits(labels_N, tf.cast(logits_NK, tf.float64))
-    return tf.reduce_sum(losses_N * weights_N)
+    right_N = tf.cast(tf.equal(tf.argmax(logits_NK, axis=1), labels_N), tf.float64)
+    return tf.reduce_sum(losses_N * weights_N), tf.reduce_sum(right_N * weights_N)
 
 
-def _compile_gradient(dense: keras.layers.Dense) -> Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
-    @tf.function(autograph=False, reduce_retracing=True)
-    def gradient(
-        features_ND: tf.Tensor, labels_N: tf.Tensor, weights_N: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        with tf.GradientTape() as tape:
-            loss = _weighted_loss(dense(features_ND), labels_N, weights_N)
-        kernel_DK, bias_K = tape.gradient(loss, [variable.value for variable in dense.trainable_variables])
-        return loss, tf.convert_to_tensor(kernel_DK), tf.convert_to_tensor(bias_K)
-
-    return gradient
+@tf.function(autograph=False, input_signature=_SIGNATURE)
+def _gradient(
+    features_ND: tf.Tensor, labels_N: tf.Tensor, weights_N: tf.Tensor, kernel_DK: tf.Tensor, bias_K: tf.Tensor
+) -> tuple[tf.Tensor, ...]:
+    with tf.GradientTape() as tape:
+        tape.watch((kernel_DK, bias_K))
+        loss, accuracy = _weighted_quality(tf.matmul(features_ND, kernel_DK) + bias_K, labels_N, weights_N)
+    return loss, accuracy, *tape.gradient(loss, (kernel_DK, bias_K))
 
 
-def _compile_quality(dense: keras.layers.Dense) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
-    @tf.function(autograph=False, reduce_retracing=True)
-    def quality(features_ND: tf.Tensor, labels_N: tf.Tensor, weights_N: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        logits_NK = dense(features_ND)
-        right_N = tf.cast(tf.equal(tf.argmax(logits_NK, axis=1), labels_N), tf.float64)
-        return _weighted_loss(logits_NK, labels_N, weights_N), tf.reduce_sum(right_N * weights_N)
-
-    return quality
+@tf.function(autograph=False, input_signature=_SIGNATURE)
+def _quality(
+    features_ND: tf.Tensor, labels_N: tf.Tensor, weights_N: tf.Tensor, kernel_DK: tf.Tensor, bias_K: tf.Tensor
+) -> tuple[tf.Tensor, ...]:
+    return _weighted_quality(tf.matmul(features_ND, kernel_DK) + bias_K, labels_N, weights_N)

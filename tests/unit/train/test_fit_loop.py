@@ -21,7 +21,7 @@ DIM, CLASSES = 6, 3
 class NumpyProblem:
     """A small softmax regression; validation data come from another distribution, so they turn before training does."""
 
-    parameter_count = DIM * CLASSES
+    parameter_count = kernel_size = DIM * CLASSES
 
     def __init__(self, seed: int, *, validates: bool = True) -> None:
         rng = np.random.default_rng(seed)
@@ -42,8 +42,8 @@ class NumpyProblem:
 
         def evaluate(params_P: Vector) -> tuple[float, Vector]:
             log_p = self._log_p(x, params_P)
-            loss = -(targets * log_p).sum() / len(x) + 0.005 * (params_P**2).sum()
-            gradient = x.T @ (np.exp(log_p) - targets) / len(x) + 0.01 * params_P.reshape(DIM, CLASSES)
+            loss = -(targets * log_p).sum() / len(x)
+            gradient = x.T @ (np.exp(log_p) - targets) / len(x)
             return float(loss), gradient.ravel()
 
         return evaluate
@@ -66,7 +66,7 @@ class NumpyProblem:
 
 def go(problem: NumpyProblem, wanted: FitSettings, state: FitState | None = None) -> list[FitState]:
     states: list[FitState] = []
-    fit_loop.run(state or fit_loop.begin(problem), problem, wanted, states.append)
+    fit_loop.run(state or fit_loop.begin(problem, wanted), problem, wanted, states.append)
     return states
 
 
@@ -76,6 +76,7 @@ all_settings = st.builds(
     tolerance=st.just(1e-9),
     patience=st.none() | st.integers(1, 5),
     refit=st.booleans(),
+    weight_decay=st.just(0.01),
 )
 
 
@@ -112,7 +113,7 @@ def test_epochs_are_numbered_without_gaps_and_bounded(seed: int, wanted: FitSett
 
 def test_early_stopping_keeps_the_epoch_of_the_lowest_validation_loss() -> None:
     problem = NumpyProblem(3)
-    states = go(problem, FitSettings(200, 1e-12, patience=3, refit=False))
+    states = go(problem, FitSettings(200, 1e-12, patience=3, refit=False, weight_decay=0.01))
     losses = [metrics.validation_loss for metrics in states[-1].history]
     assert None not in losses
     best = int(np.argmin([loss for loss in losses if loss is not None]))
@@ -122,25 +123,25 @@ def test_early_stopping_keeps_the_epoch_of_the_lowest_validation_loss() -> None:
 
 def test_without_early_stopping_the_fit_reaches_the_optimum() -> None:
     problem = NumpyProblem(3)
-    result = go(problem, FitSettings(500, 1e-12, patience=None, refit=False))[-1].result()
-    assert np.linalg.norm(problem.objective(Phase.SELECT)(result)[1]) < 1e-4
+    result = go(problem, FitSettings(500, 1e-12, patience=None, refit=False, weight_decay=0.01))[-1].result()
+    assert np.linalg.norm(fit_loop.penalised(problem, Phase.SELECT, 0.01)(result)[1]) < 1e-4
 
 
 def test_refitting_learns_from_the_validation_images_too() -> None:
     problem = NumpyProblem(3)
-    result = go(problem, FitSettings(500, 1e-12, patience=None, refit=True))[-1].result()
-    assert np.linalg.norm(problem.objective(Phase.FINAL)(result)[1]) < 1e-4
+    result = go(problem, FitSettings(500, 1e-12, patience=None, refit=True, weight_decay=0.01))[-1].result()
+    assert np.linalg.norm(fit_loop.penalised(problem, Phase.FINAL, 0.01)(result)[1]) < 1e-4
 
 
 def test_nothing_to_validate_on() -> None:
-    last = go(NumpyProblem(1, validates=False), FitSettings(30, 1e-9, patience=2, refit=False))[-1]
+    last = go(NumpyProblem(1, validates=False), FitSettings(30, 1e-9, patience=2, refit=False, weight_decay=0.01))[-1]
     assert all(metrics.validation_loss is None for metrics in last.history)
     assert last.result().tobytes() == last.optimizer.params_P.tobytes()
 
 
 def test_a_snapshot_does_not_change_with_the_loop() -> None:
     problem = NumpyProblem(1)
-    state = fit_loop.begin(problem)
+    state = fit_loop.begin(problem, FitSettings(9, 1e-9, None, refit=False, weight_decay=0.01))
     taken: Snapshot = fit_state.to_snapshot(state)
     state.optimizer.params_P[:] = 7
     assert not taken.tensors["optimizer.params_P"].any()
