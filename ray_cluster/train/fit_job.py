@@ -6,7 +6,15 @@ from ray_cluster.train.work import Span
 from services.contracts.base import StoredContract
 from services.contracts.ids import JobId
 from services.contracts.jobs import Failure, TrainingJobSpec
-from services.contracts.models import TrunkManifest
+from services.contracts.models import ObjectRef, TrunkManifest
+
+
+class WarmStart(StoredContract):
+    """The parent's weights, to begin with."""
+
+    tail: ObjectRef
+    labels: list[str]
+    """The tail's classes in its order, as the dataset calls them."""
 
 
 class FitJob(StoredContract):
@@ -20,6 +28,7 @@ class FitJob(StoredContract):
     trunk: TrunkManifest
     on_demand_counts: bool = False
     """The attempt has waited long enough for spot nodes (`Resources.on_demand_after_s`)."""
+    warm_start: WarmStart | None = None
 
 
 class FitEnd(StrEnum):

@@ -47,6 +47,10 @@ class Problem(Protocol):
         """How many of the parameters, the first ones, the L2 penalty is for."""
         ...
 
+    def start(self, phase: Phase) -> Vector:
+        """Where the phase's parameters begin: pure, like everything here."""
+        ...
+
     def objective(self, phase: Phase) -> lbfgs.Objective:
         """The phase's loss and its gradient, without the penalty."""
         ...
@@ -111,7 +115,7 @@ def penalised(problem: Problem, phase: Phase, weight_decay: float) -> lbfgs.Obje
 
 def begin(problem: Problem, settings: FitSettings) -> FitState:
     """The state before the first epoch."""
-    params_P = np.zeros(problem.parameter_count)
+    params_P = problem.start(Phase.SELECT)
     optimizer = lbfgs.start(params_P, penalised(problem, Phase.SELECT, settings.weight_decay))
     return FitState(Phase.SELECT, optimizer, 0, params_P, 0, np.inf, Phase.SELECT)
 
@@ -155,7 +159,7 @@ def _advance_select(state: FitState, problem: Problem, settings: FitSettings) ->
     if not settings.refit:
         return replace(state, phase=Phase.DONE, result_phase=Phase.SELECT)
     objective = penalised(problem, Phase.FINAL, settings.weight_decay)
-    fresh = lbfgs.start(np.zeros(problem.parameter_count), objective)
+    fresh = lbfgs.start(problem.start(Phase.FINAL), objective)
     return replace(state, phase=Phase.FINAL, optimizer=fresh)
 
 

@@ -25,8 +25,11 @@ from ray_cluster.train.fit_job import FitEnd, FitJob, FitReturn
 from ray_cluster.train.fit_loop import FitSettings, FitState, Phase
 from ray_cluster.train.head_recipe import Standardisation
 from ray_cluster.train.keras_problem import THREADS, HeadProblem, Rows, device_name, make_deterministic
+from ray_cluster.train.lbfgs import Vector
 from ray_cluster.train.reporter import Reporter
 from ray_cluster.train.shards import ShardMap, compute_here
+from ray_cluster.vision.tails import Tail
+from ray_cluster.vision.verified import read_verified
 from services.contracts import names
 from services.contracts.base import utc_now
 from services.contracts.datasets import DatasetManifest, Split
@@ -268,4 +271,19 @@ def _problem(
         )
         for phase, split in splits.items()
     }
-    return HeadProblem(training, validation, classes, map_shards), standards
+    starts = _starts(store, job, manifest, standards)
+    return HeadProblem(training, validation, classes, starts, map_shards), standards
+
+
+def _starts(
+    store: ObjectStore, job: FitJob, manifest: DatasetManifest, standards: dict[Phase, Standardisation]
+) -> dict[Phase, Vector]:
+    """The parent's parameters as each phase standardises; empty without a parent that knows any of the classes."""
+    if job.warm_start is None:
+        return {}
+    tail = Tail.from_bytes(read_verified(store, job.warm_start.tail))
+    starts = {
+        phase: head_recipe.start_from(tail, job.warm_start.labels, manifest.labels, standard)
+        for phase, standard in standards.items()
+    }
+    return {phase: start for phase, start in starts.items() if start is not None}

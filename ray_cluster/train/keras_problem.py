@@ -1,12 +1,14 @@
 """The head's losses and gradients, computed by TensorFlow. Imports TensorFlow: for the fit worker only.
 
-The rows stay where they are computed with, standardised, for as long as the fit lasts. They are summed in shards of `SHARD_ROWS`, and the shards in float64 and in their order, so the arithmetic does not
-depend on how many workers share them (`shards`). The matrix products are float32.
+The rows stay where they are computed with, standardised, for as long as the fit lasts. They are summed in shards of
+`SHARD_ROWS`, and the shards in float64 and in their order, so the arithmetic does not depend on how many workers share
+them (`shards`). The matrix products are float32.
 
 Array axes: N row, D feature, K class, P parameter.
 """
 
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,9 +118,12 @@ class HeadProblem:
         training: dict[Phase, tuple[Rows, Standardisation]],
         validation: Rows | None,
         class_count: int,
+        starts: Mapping[Phase, Vector],
         map_shards: ShardMap = compute_here,
     ) -> None:
+        """A phase without a start begins with zeros."""
         self._class_count = class_count
+        self._starts = starts
         self._map_shards = map_shards
         self._feature_dim = training[Phase.SELECT][0].features_ND.shape[1]
         self._rows = {phase.value: ShardedRows(rows, standard) for phase, (rows, standard) in training.items()}
@@ -138,6 +143,11 @@ class HeadProblem:
     def kernel_size(self) -> int:
         """How many of the parameters, the first ones, are the kernel's."""
         return self._feature_dim * self._class_count
+
+    def start(self, phase: Phase) -> Vector:
+        """The parent's parameters in this phase's standardisation, else zeros."""
+        start = self._starts.get(phase)
+        return np.zeros(self.parameter_count) if start is None else start
 
     def objective(self, phase: Phase) -> Objective:
         """Weighted mean cross-entropy and its gradient, both float64."""

@@ -1,25 +1,37 @@
 """The stages of a training attempt. Each looks first whether its result is in the bucket already."""
 
+from dataclasses import dataclass
+
 import ray
 
-from ray_cluster.train import cluster, evaluate, features, fit_data, preflight, publish
+from ray_cluster.train import cluster, comparison, evaluate, features, fit_data, preflight, publish
 from ray_cluster.train.checkpoints import Checkpoint
 from ray_cluster.train.context import AttemptContext, RunningStage, running
 from ray_cluster.train.features import FeatureIndex
 from ray_cluster.train.fit import find_finished, fit
+from ray_cluster.train.fit_data import SplitFeatures
 from ray_cluster.train.fit_job import FitJob
 from ray_cluster.train.inspection import Inspected
 from ray_cluster.train.listing import ListedFile, Listing, read_listing
 from ray_cluster.train.machines import Place
+from ray_cluster.train.parent import Parent, find_trained_images, read_parent
 from ray_cluster.train.work import Done, Span
 from ray_cluster.vision import trunks
-from ray_cluster.vision.tails import Tail
+from ray_cluster.vision.tails import FloatArray, Tail
+from ray_cluster.vision.verified import read_verified
 from services.contracts import names
 from services.contracts.base import utc_now
 from services.contracts.datasets import DatasetManifest
 from services.contracts.errors import InternalError, NotFound
-from services.contracts.jobs import Stage, TrainingJobSpec
-from services.contracts.models import Evaluation, ModelManifest, ObjectRef, TrunkManifest, TrunkRecipe
+from services.contracts.jobs import ParentVersion, Stage, TrainingJobSpec
+from services.contracts.models import (
+    Evaluation,
+    ModelManifest,
+    ObjectRef,
+    ParentComparison,
+    TrunkManifest,
+    TrunkRecipe,
+)
 from services.runtime.objects import open_store
 
 INSPECT_FILES = 64
@@ -114,6 +126,7 @@ def run_fit(
         if finished is not None:
             stage.skip()
             return finished
+        parent = read_parent(context.store, spec, trunk)
         job = FitJob(
             bucket_uri=context.bucket_uri,
             job_id=context.record.job_id,
@@ -122,6 +135,7 @@ def run_fit(
             manifest_key=names.dataset_manifest(manifest.dataset_id, manifest.fingerprint),
             trunk=trunk,
             on_demand_counts=context.capacity.place.on_demand_counts,
+            warm_start=None if parent is None else parent.warm_start(),
         )
         returned = fit(job)
         if returned.span is not None:
@@ -133,10 +147,20 @@ def run_fit(
     return finished
 
 
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """What is known of the quality of a version."""
+
+    evaluation: Evaluation
+    predictions: bytes
+    """By image of the evaluated split, as JSON lines."""
+    parent_comparison: ParentComparison | None
+
+
 def run_evaluate(
-    context: AttemptContext, manifest: DatasetManifest, trunk: TrunkManifest, tail: Tail
-) -> tuple[Evaluation, bytes]:
-    """Quality on the evaluated split, and its per-image predictions as JSON lines."""
+    context: AttemptContext, spec: TrainingJobSpec, manifest: DatasetManifest, trunk: TrunkManifest, tail: Tail
+) -> Evaluated:
+    """Quality on the evaluated split, also beside the parent's where there is one."""
     with running(context, Stage.EVALUATE) as stage, stage.working():
         split = fit_data.evaluated_split(manifest)
         index = FeatureIndex.load(context.store, trunk.trunk_id)
@@ -144,7 +168,11 @@ def run_evaluate(
         probabilities_NK = tail.probabilities(rows.features_ND)
         evaluation = evaluate.evaluate(split.value, manifest.labels, rows.labels_N, probabilities_NK)
         lines = evaluate.prediction_lines(fit_data.images_of(manifest, split), manifest.labels, probabilities_NK)
-        return evaluation, "".join(f"{line}\n" for line in lines).encode()
+        parent = read_parent(context.store, spec, trunk)
+        compared = None
+        if parent is not None:
+            compared = _compare(context, spec, parent, manifest, rows, probabilities_NK)
+        return Evaluated(evaluation, "".join(f"{line}\n" for line in lines).encode(), compared)
 
 
 def run_publish(
@@ -153,10 +181,10 @@ def run_publish(
     manifest: DatasetManifest,
     trunk: TrunkManifest,
     trained: tuple[Checkpoint, Tail],
-    evaluated: tuple[Evaluation, bytes],
+    evaluated: Evaluated,
 ) -> ModelManifest:
     """Makes the version visible, whole."""
-    (checkpoint, tail), (evaluation, predictions) = trained, evaluated
+    checkpoint, tail = trained
 
     def describe(version: int, tail_ref: ObjectRef, predictions_ref: ObjectRef | None) -> ModelManifest:
         return ModelManifest(
@@ -172,7 +200,8 @@ def run_publish(
             spec=spec,
             dataset_content_sha256=manifest.content_sha256(),
             train_image_count=_trained_on(manifest),
-            evaluation=evaluation,
+            evaluation=evaluated.evaluation,
+            parent_comparison=evaluated.parent_comparison,
             predictions=predictions_ref,
             fingerprint=checkpoint.manifest.fingerprint,
         )
@@ -184,7 +213,7 @@ def run_publish(
             context.record.job_id,
             context.attempt,
             tail,
-            predictions,
+            evaluated.predictions,
             describe,
         )
         if model.attempt != context.attempt:
@@ -219,6 +248,27 @@ def _submitter(
         return task.remote(context.bucket_uri, source_uri, trunk, work)
 
     return submit
+
+
+def _compare(
+    context: AttemptContext,
+    spec: TrainingJobSpec,
+    parent: Parent,
+    manifest: DatasetManifest,
+    rows: SplitFeatures,
+    probabilities_NK: FloatArray,
+) -> ParentComparison:
+    """The parent's tail on the evaluated split's rows, beside the new tail's probabilities."""
+    tail = Tail.from_bytes(read_verified(context.store, parent.manifest.tail))
+    predicted = tail.logits(rows.features_ND).argmax(axis=1)
+    return comparison.compare(
+        ParentVersion(model_name=parent.manifest.model_name, version=parent.manifest.version),
+        fit_data.images_of(manifest, fit_data.evaluated_split(manifest)),
+        comparison.Answers(parent.labels, [parent.labels[index] for index in predicted]),
+        comparison.Answers(manifest.labels, [manifest.labels[index] for index in probabilities_NK.argmax(axis=1)]),
+        find_trained_images(context.store, parent.manifest),
+        spec.rename_classes,
+    )
 
 
 def _trained_on(manifest: DatasetManifest) -> int:

@@ -5,7 +5,7 @@ from rich.console import Console
 from services.cli.job_view import STAGE_TITLES, duration_s
 from services.cli.session import make_table, shown_share
 from services.contracts.jobs import TrainingJob
-from services.contracts.models import Evaluation, ModelVersion
+from services.contracts.models import Evaluation, ModelVersion, ParentComparison
 
 
 def print_job_summary(
@@ -37,10 +37,42 @@ def print_version(console: Console, version: ModelVersion) -> None:
     if version.evaluation is not None:
         console.print()
         _print_evaluation(console, version.evaluation)
+    if version.parent_comparison is not None:
+        _print_comparison(console, version.parent_comparison)
     console.print(
         f"\nModel [bold]{version.model_name}[/] version [bold]{version.version}[/]: {version.backbone}, "
         f"{len(version.labels)} classes, {version.train_image_count} training images, job {version.job_id}"
     )
+
+
+def _print_comparison(console: Console, comparison: ParentComparison) -> None:
+    parent = comparison.parent
+    rows = [
+        (each.label, str(each.support), shown_share(each.parent_recall), shown_share(each.recall))
+        for each in comparison.classes
+    ]
+    console.print()
+    console.print(make_table(("Class", "Images", f"Recall v{parent.version}", "Recall now"), rows))
+    console.print(
+        f"\nParent {parent.model_name} version {parent.version}, on the {comparison.image_count} {comparison.split} "
+        f"images whose class it knows: accuracy {shown_share(comparison.parent_accuracy)}, now "
+        f"{shown_share(comparison.accuracy)} ({comparison.improved_count} better, {comparison.worsened_count} worse)",
+        markup=False,
+    )
+    if comparison.left_out_count:
+        added = ", ".join(comparison.added_classes)
+        console.print(f"{comparison.left_out_count} images are of classes new to it: {added}", markup=False)
+    if comparison.removed_classes:
+        console.print(f"Classes that are gone: {', '.join(comparison.removed_classes)}", markup=False)
+    if comparison.trained_by_parent_count is None:
+        console.print("Whether the parent was trained on any of these images is not known.")
+    elif comparison.trained_by_parent_count:
+        console.print(
+            f"The parent was trained on {comparison.trained_by_parent_count} of these images; on the others: "
+            f"{shown_share(comparison.unseen_parent_accuracy)}, now {shown_share(comparison.unseen_accuracy)}",
+            markup=False,
+            style="yellow",
+        )
 
 
 def _print_evaluation(console: Console, evaluation: Evaluation) -> None:

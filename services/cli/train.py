@@ -34,6 +34,24 @@ def weights_field(weights: str, sha256: str | None) -> Any:
     return {"uri": weights, "sha256": sha256}
 
 
+def parent_field(model: str | None, version: int | None) -> Any:
+    """The spec's `parent` for what was typed. Raises `typer.BadParameter` for a version of no model."""
+    if model is None:
+        if version is not None:
+            raise typer.BadParameter("--parent-version needs --parent MODEL")
+        return None
+    return {"model_name": model} | ({} if version is None else {"version": version})
+
+
+def renames_field(renames: list[str]) -> dict[str, str]:
+    """The spec's `rename_classes` for what was typed. Raises `typer.BadParameter`."""
+    pairs = [rename.partition("=") for rename in renames]
+    for old, _, new in pairs:
+        if not old or not new:
+            raise typer.BadParameter("--rename-class wants OLD=NEW, e.g. --rename-class 'tulip=red tulip'")
+    return {old: new for old, _, new in pairs}
+
+
 @app.command()
 def train(
     context: typer.Context,
@@ -43,6 +61,14 @@ def train(
     ],
     model: Annotated[
         str | None, typer.Option(help="The model that gets a new version. (default: the dataset's name)")
+    ] = None,
+    parent: Annotated[str | None, typer.Option(help="Retrain this model: start from its weights, and compare.")] = None,
+    parent_version: Annotated[
+        int | None, typer.Option(min=1, help="The parent's version. (default: its newest)")
+    ] = None,
+    rename_class: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OLD=NEW", help="What a class of the parent is called now. May be given several times."),
     ] = None,
     backbone: Annotated[BackboneName | None, typer.Option(help="The pretrained network.")] = None,
     weights: Annotated[str | None, typer.Option(help="`imagenet`, `bundled`, a file, or an s3:// URI.")] = None,
@@ -77,6 +103,8 @@ def train(
     client, console = client_of(context), stderr() if as_json else stdout()
     given = {
         "model_name": model,
+        "parent": parent_field(parent, parent_version),
+        "rename_classes": None if rename_class is None else renames_field(rename_class),
         "backbone": backbone,
         "weights": None if weights is None else weights_field(weights, weights_sha256),
         "image_size": image_size,

@@ -112,6 +112,12 @@ class ImageRejected(CallerError):
     code = "image_rejected"
 
 
+class ParentUnusable(CallerError):
+    """A job cannot go on from this version as the spec wants it to."""
+
+    code = "parent_unusable"
+
+
 class WeightsUnusable(CallerError):
     """The weights do not exist, do not match their sha256, or do not fit the backbone."""
 

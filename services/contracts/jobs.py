@@ -82,14 +82,35 @@ class Resources(Contract):
         return self
 
 
+class ParentVersion(Contract):
+    """A published version that a job goes on from."""
+
+    model_name: ResourceName = Field(examples=["flowers"])
+    version: int | None = Field(
+        default=None, ge=1, lt=2**31, description="Null takes the newest; the accepted job names it.", examples=[3]
+    )
+
+
 class TrainingJobSpec(Contract):
     """What to train. Every field but the dataset has a good default."""
 
     dataset_id: DatasetId = Field(examples=["ds_0199a8c0b1f23a4b5c6d7e8f"])
     model_name: ResourceName | None = Field(
         default=None,
-        description="The model that gets a new version; null takes the dataset's name.",
+        description="The model that gets a new version; null takes the parent's, or else the dataset's name.",
         examples=["flowers"],
+    )
+    parent: ParentVersion | None = Field(
+        default=None,
+        description="Retrains this version on the dataset, which may have more images and other classes: training "
+        "starts from the parent's weights of the classes that both have, and the report compares the two on the same "
+        "images. The parent's backbone, weights and image size are taken where the spec names none.",
+    )
+    rename_classes: dict[str, str] = Field(
+        default_factory=dict,
+        max_length=10_000,
+        description="What classes of the parent are called in the dataset, where that is something else.",
+        examples=[{"tulip": "red tulip"}],
     )
     backbone: BackboneName = BackboneName.MOBILENET_V2
     weights: Weights | None = Field(
@@ -152,6 +173,8 @@ class TrainingJobSpec(Contract):
             raise ValueError(
                 f"{self.backbone} has no {weights!r} weights: use {facts.default_weights!r}, or a file's URI"
             )
+        if self.rename_classes and self.parent is None:
+            raise ValueError("rename_classes is about a parent's classes: name the `parent`, or leave it out")
         return self
 
     def resolved_weights(self) -> Weights:

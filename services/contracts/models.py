@@ -3,14 +3,14 @@
 import hashlib
 import json
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from services.contracts.backbones import BackboneName
-from services.contracts.base import Contract, Sha256, StoredContract
+from services.contracts.base import Contract, Sha256, StoredContract, stored
 from services.contracts.ids import JobId, TrunkId
-from services.contracts.jobs import StoredSpec, StoredWeights
+from services.contracts.jobs import ParentVersion, StoredSpec, StoredWeights
 
 BASE_MODEL = "base"
 """The pretrained classifier's name. No job may publish under it."""
@@ -88,6 +88,43 @@ class Evaluation(StoredContract):
     confusion_matrix: list[list[int]] = Field(description="[true label][predicted label], in the order of labels.")
 
 
+class ClassComparison(StoredContract):
+    """One class of a retrained version beside its parent, on the same images."""
+
+    label: str
+    support: int = Field(description="Images of the class among those compared.")
+    parent_recall: float | None = Field(description="Share that the parent gets right; null without images.")
+    recall: float | None = Field(description="Share that the new version gets right; null without images.")
+
+
+class ParentComparison(StoredContract):
+    """A retrained version beside its parent, on the images of the evaluated split whose class both know.
+
+    Both answer as they are served: a class that only one of them has counts as a wrong answer for these images. Images
+    of classes that the parent does not know are left out, and counted.
+    """
+
+    parent: Annotated[ParentVersion, stored(TypeAdapter(ParentVersion))]
+    split: str
+    image_count: int = Field(description="Images compared.")
+    left_out_count: int = Field(description="Images of the split whose class the parent does not know.")
+    parent_accuracy: float | None = Field(description="0 to 1; null where no image could be compared.")
+    accuracy: float | None = Field(description="The new version's, on the same images.")
+    improved_count: int = Field(description="Images that only the new version gets right.")
+    worsened_count: int = Field(description="Images that only the parent gets right.")
+    trained_by_parent_count: int | None = Field(
+        description="Compared images that the parent was trained on, which flatter it; null where that is not known."
+    )
+    unseen_parent_accuracy: float | None = Field(
+        description="On the compared images that the parent was not trained on; null where there are none, or unknown."
+    )
+    unseen_accuracy: float | None = Field(description="The new version's, on those.")
+    added_classes: list[str]
+    removed_classes: list[str] = Field(description="By their names in the parent.")
+    renamed_classes: dict[str, str] = Field(description="Names in the parent, and what they are now.")
+    classes: list[ClassComparison] = Field(description="The classes that both have.")
+
+
 class Fingerprint(StoredContract):
     """What the bits of the result depend on besides the spec and the data."""
 
@@ -114,6 +151,9 @@ class ModelManifest(StoredContract):
     dataset_content_sha256: Sha256 | None
     train_image_count: int
     evaluation: Evaluation | None
+    parent_comparison: ParentComparison | None = Field(
+        default=None, description="Of a retrained version; null for one without a parent."
+    )
     predictions: ObjectRef | None = Field(description="Per-image predictions on the evaluated split, JSON lines.")
     fingerprint: Fingerprint | None
 
@@ -147,6 +187,9 @@ class ModelVersion(Contract):
     labels: list[str]
     train_image_count: int
     evaluation: Evaluation | None
+    parent_comparison: ParentComparison | None = Field(
+        description="Beside the version it was retrained from; null for one without a parent."
+    )
     weights_sha256: Sha256 = Field(description="Over the trained weights; equal for equal weights.")
     trunk_id: TrunkId
 

@@ -23,11 +23,12 @@ from services.contracts.jobs import (
     JobKind,
     JobRecord,
     JobState,
+    ParentVersion,
     TrainingJob,
     TrainingJobSpec,
     WeightsUri,
 )
-from services.contracts.models import BASE_MODEL
+from services.contracts.models import BASE_MODEL, ModelManifest
 from services.contracts.pages import Page
 from services.runtime.auth import Principal
 from services.runtime.database import Database
@@ -37,7 +38,8 @@ from services.training.context import Training
 from services.training.datasets import queries as dataset_queries
 from services.training.datasets.operations import source_uri
 from services.training.idempotency import IdempotentRequest, find_reserved, reserve_id
-from services.training.jobs import queries
+from services.training.jobs import parents, queries
+from services.training.models import queries as model_queries
 from services.training.reconciler.progress import state_event
 
 CREATE_ROUTE = "POST /v1/training-jobs"
@@ -48,6 +50,7 @@ async def create(training: Training, principal: Principal, spec: TrainingJobSpec
 
     Raises:
         NotFound, DatasetNotReady: the dataset.
+        NotFound, ParentUnusable: the version to go on from.
         CallerError: the model name `base`.
         SourceNotAllowed, WeightsUnusable: the weights' URI.
         IdempotencyKeyReused: the key came with another body.
@@ -67,10 +70,13 @@ async def create(training: Training, principal: Principal, spec: TrainingJobSpec
             f"POST /v1/datasets/{dataset.id}/complete",
             {"dataset_id": dataset.id},
         )
+    if spec.parent is None:
+        await _check_weights(training, spec)
+    else:
+        spec = parents.resolve(spec, await _read_parent(training, spec.parent), dataset)
     model_name = spec.model_name or dataset.name
     if model_name == BASE_MODEL:
         raise CallerError(f"the model name {BASE_MODEL!r} is the pretrained classifier's: choose another `model_name`")
-    await _check_weights(training, spec)
     job_id = await reserve_id(training.database, request, new_job_id)
     record = JobRecord(
         job_id=JobId(job_id),
@@ -83,6 +89,16 @@ async def create(training: Training, principal: Principal, spec: TrainingJobSpec
     await accept(training.database, training.store, record)
     training.wake.send()
     return await get(training, job_id)
+
+
+async def _read_parent(training: Training, parent: ParentVersion) -> ModelManifest:
+    """The version that is meant, the newest where none is named. Raises `NotFound`, also for one that was deleted."""
+    async with training.database.session() as session:
+        version = parent.version
+        if version is None:
+            version = (await model_queries.get_model(session, parent.model_name)).latest_version
+        row = await model_queries.get_version_row(session, parent.model_name, version)
+    return ModelManifest.model_validate(row.manifest)
 
 
 async def accept(database: Database, store: ObjectStore, record: JobRecord) -> None:

@@ -16,6 +16,7 @@ from services.contracts.errors import (
     DatasetNotReady,
     IdempotencyKeyReused,
     NotFound,
+    ParentUnusable,
     SourceNotAllowed,
     WeightsUnusable,
 )
@@ -45,7 +46,13 @@ class JobMetrics(BaseModel):
     summary="Start a training job",
     response_description="The accepted job. The same one again when the Idempotency-Key was used before.",
     responses=problem_responses(
-        CallerError, NotFound, DatasetNotReady, SourceNotAllowed, WeightsUnusable, IdempotencyKeyReused
+        CallerError,
+        NotFound,
+        DatasetNotReady,
+        ParentUnusable,
+        SourceNotAllowed,
+        WeightsUnusable,
+        IdempotencyKeyReused,
     ),
 )
 async def create_training_job(
@@ -53,7 +60,9 @@ async def create_training_job(
 ) -> TrainingJob:
     """Trains a classifier on a dataset and publishes it as a new version of a model.
 
-    Everything but the dataset has a default. An accepted job survives the loss of any machine.
+    Everything but the dataset has a default. With a `parent`, a published version is trained again: the rest of the
+    spec may be left out, and the new version's report compares the two. An accepted job survives the loss of any
+    machine.
     """
     return await operations.create(training, principal, body, idempotency_key)
 

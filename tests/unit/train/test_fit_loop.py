@@ -36,6 +36,9 @@ class NumpyProblem:
             return np.concatenate([self.x, self.v]), np.concatenate([self.y, self.v_y])
         return self.x, self.y
 
+    def start(self, phase: Phase) -> Vector:
+        return np.zeros(self.parameter_count)
+
     def objective(self, phase: Phase) -> Objective:
         x, y = self._rows(phase)
         targets = np.eye(CLASSES)[y]

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_cluster.train import head_recipe
+from ray_cluster.vision.tails import Tail
 from services.contracts.ids import DatasetId
 from services.contracts.jobs import TrainingJobSpec
 
@@ -33,3 +34,22 @@ def test_rows_weigh_the_same_by_default() -> None:
 
 def test_balanced_classes_weigh_the_same_together() -> None:
     assert weights("balanced") == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2])
+
+
+@given(st.integers(0, 10_000))
+def test_a_start_from_the_parents_tail_gives_its_logits_by_name(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    features_ND = (rng.random((30, 7)) * 3).astype(np.float32)
+    standard = head_recipe.standardisation(features_ND[:20])
+    tail = Tail(rng.standard_normal((7, 3)).astype(np.float32), rng.standard_normal(3).astype(np.float32))
+    start = head_recipe.start_from(tail, ["c", "gone", "a"], ["a", "b", "c"], standard)
+    assert start is not None
+    logits_NK = head_recipe.fold(start, standard).logits(features_ND)
+    np.testing.assert_allclose(logits_NK[:, [2, 0]], tail.logits(features_ND)[:, [0, 2]], rtol=1e-3, atol=1e-3)
+    assert np.ptp(logits_NK[:, 1]) == 0  # nothing is known of "b"
+
+
+def test_a_parent_without_a_common_class_gives_no_start() -> None:
+    tail = Tail(np.ones((7, 2), np.float32), np.ones(2, np.float32))
+    standard = head_recipe.Standardisation(np.zeros(7), np.ones(7))
+    assert head_recipe.start_from(tail, ["x", "y"], ["a", "b"], standard) is None

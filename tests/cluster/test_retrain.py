@@ -1,0 +1,111 @@
+"""Retraining on a real Ray cluster: known images are not computed again, and the report compares like with like."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from services.contracts.datasets import Split
+from services.contracts.ids import JobId
+from services.contracts.jobs import JobEventType, Stage
+from tests.cluster.attempts import Attempts
+from tests.servers.ray_local import LocalRay
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+TINTS = {"blue": (40, 60, 200), "green": (40, 200, 60), "red": (200, 60, 40), "grey": (128, 128, 128)}
+TRAIN, TEST = 10, 4
+
+
+def draw(folder: Path, label: str, tint: str, count: int, seed: int, split: Split = Split.TRAIN) -> None:
+    """That many images of noise in a tint, numbered on from those that are there."""
+    rng = np.random.default_rng(seed)
+    target = folder / split / label
+    target.mkdir(parents=True, exist_ok=True)
+    first = len(list(target.iterdir()))
+    for number in range(first, first + count):
+        pixels = np.clip(rng.normal(TINTS[tint], 40, (80, 80, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(target / f"{number:03d}.png")
+
+
+@pytest.fixture(scope="module")
+def attempts(ray_local: LocalRay, tmp_path_factory: pytest.TempPathFactory) -> Attempts:
+    return Attempts(ray_local, tmp_path_factory.mktemp("bucket").as_uri())
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the parent is trained on: three tints."""
+    folder = tmp_path_factory.mktemp("first")
+    for seed, label in enumerate(("blue", "green", "red")):
+        draw(folder, label, label, TRAIN, seed)
+        draw(folder, label, label, TEST, 10 + seed, Split.TEST)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def second(first: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More blue, a new class, one that is gone, one with another name; two images the parent has learned from."""
+    folder = tmp_path_factory.mktemp("second") / "images"
+    shutil.copytree(first, folder)
+    draw(folder, "blue", "blue", 3, 20)
+    draw(folder, "grey", "grey", TRAIN, 21)
+    draw(folder, "grey", "grey", TEST, 22, Split.TEST)
+    for split in (Split.TRAIN, Split.TEST):
+        shutil.rmtree(folder / split / "green")
+        (folder / split / "red").rename(folder / split / "crimson")
+    for name in ("000.png", "001.png"):
+        (folder / Split.TRAIN / "blue" / name).rename(folder / Split.TEST / "blue" / f"learned-{name}")
+    return folder
+
+
+def features_computed(attempts: Attempts, job: JobId) -> int:
+    """Images that the trunk ran over."""
+    totals = [
+        int(str(record.data["total"]))
+        for record in attempts.records(job)
+        if record.type is JobEventType.PROGRESS and record.stage is Stage.FEATURES
+    ]
+    return max(totals)
+
+
+def epochs(attempts: Attempts, job: JobId) -> int:
+    return max(int(str(record.data["epoch"])) for record in attempts.records(job) if record.type is JobEventType.EPOCH)
+
+
+def test_a_version_is_retrained_on_more_images_and_other_classes(attempts: Attempts, first: Path, second: Path) -> None:
+    original = attempts.accept(first, "tints", seed=3)
+    assert attempts.run(original) == 0, attempts.log(original)
+    assert features_computed(attempts, original) == 3 * (TRAIN + TEST)
+
+    wanted = {"seed": 3, "parent": {"model_name": "tints", "version": 1}, "rename_classes": {"red": "crimson"}}
+    retrained = attempts.accept(second, "tints", **wanted)
+    assert attempts.run(retrained) == 0, attempts.log(retrained)
+    assert features_computed(attempts, retrained) == 3 + TRAIN + TEST, "images that were known were computed again"
+
+    version = attempts.model(retrained)
+    assert (version.version, version.labels) == (2, ["blue", "crimson", "grey"])
+    assert version.evaluation is not None
+    assert version.evaluation.image_count == 3 * TEST + 2
+    found = version.parent_comparison
+    assert found is not None
+    assert (found.parent.model_name, found.parent.version, found.split) == ("tints", 1, "test")
+    assert (found.image_count, found.left_out_count, found.trained_by_parent_count) == (2 * TEST + 2, TEST, 2)
+    assert (found.added_classes, found.removed_classes) == (["grey"], ["green"])
+    assert found.renamed_classes == {"red": "crimson"}
+    assert [each.label for each in found.classes] == ["blue", "crimson"]
+    assert found.parent_accuracy is not None
+    assert found.parent_accuracy > 0.9, "the parent's answers were not matched by name"
+    assert found.unseen_parent_accuracy is not None
+
+    again = attempts.accept(second, "again", **wanted)
+    assert attempts.run(again) == 0, attempts.log(again)
+    assert attempts.model(again).tail_sha256 == version.tail_sha256
+    assert attempts.model(again).parent_comparison == found
+
+    cold = attempts.accept(second, "cold", seed=3)
+    assert attempts.run(cold) == 0, attempts.log(cold)
+    assert attempts.model(cold).evaluation is not None
+    assert epochs(attempts, retrained) <= epochs(attempts, cold)
