@@ -105,7 +105,7 @@ def train(context: AttemptContext) -> ModelManifest:
     manifest = stages.run_preflight(context, spec, source_uri)
     trunk = stages.run_features(context, spec, source_uri, manifest, pending_trunk)
     trained = stages.run_fit(context, spec, manifest, trunk)
-    evaluated = stages.run_evaluate(context, spec, manifest, trunk, trained[1])
+    evaluated = stages.run_evaluate(context, spec, manifest, trunk, trained)
     return stages.run_publish(context, spec, manifest, trunk, trained, evaluated)
 
 

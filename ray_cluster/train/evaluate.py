@@ -18,19 +18,28 @@ _LEAST_PROBABILITY = 1e-12
 
 
 def evaluate(
-    split: str, labels: Sequence[str], truths_N: npt.NDArray[np.int64], probabilities_NK: npt.NDArray[np.float32]
+    split: str,
+    labels: Sequence[str],
+    truths_N: npt.NDArray[np.int64],
+    probabilities_NK: npt.NDArray[np.float32],
+    uncalibrated_NK: npt.NDArray[np.float32],
 ) -> Evaluation:
-    """Compares probabilities with the true labels (indices into `labels`). N is at least 1."""
+    """Compares probabilities, and what they were before the temperature, with the true labels (indices into `labels`).
+
+    N is at least 1.
+    """
     predictions_N = probabilities_NK.argmax(axis=1)
+    right_N = predictions_N == truths_N
     confusion_KK = np.zeros((len(labels), len(labels)), np.int64)
     np.add.at(confusion_KK, (truths_N, predictions_N), 1)
     of_truth_N = probabilities_NK[np.arange(len(truths_N)), truths_N].astype(np.float64)
     return Evaluation(
         split=split,
         image_count=len(truths_N),
-        accuracy=float(np.mean(predictions_N == truths_N)),
+        accuracy=float(np.mean(right_N)),
         loss=float(-np.log(np.maximum(of_truth_N, _LEAST_PROBABILITY)).mean()),
-        calibration_error=calibration_error(probabilities_NK.max(axis=1).astype(np.float64), predictions_N == truths_N),
+        calibration_error=calibration_error(probabilities_NK.max(axis=1).astype(np.float64), right_N),
+        uncalibrated_error=calibration_error(uncalibrated_NK.max(axis=1).astype(np.float64), right_N),
         classes=[_report(label, index, confusion_KK) for index, label in enumerate(labels)],
         confusion_matrix=confusion_KK.tolist(),
     )

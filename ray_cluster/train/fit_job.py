@@ -15,6 +15,8 @@ class WarmStart(StoredContract):
     tail: ObjectRef
     labels: list[str]
     """The tail's classes in its order, as the dataset calls them."""
+    temperature: float
+    """That the tail's logits were divided by."""
 
 
 class FitJob(StoredContract):

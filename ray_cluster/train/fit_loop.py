@@ -90,6 +90,8 @@ class FitState:
     best_epoch: int
     best_loss: float
     """Infinite before the first epoch and where there is nothing to validate on."""
+    weight_decay: float
+    """What the running phase trains with."""
     result_phase: Phase
     """Which phase the result comes from, once DONE."""
     history: tuple[EpochMetrics, ...] = field(default=())
@@ -117,7 +119,7 @@ def begin(problem: Problem, settings: FitSettings) -> FitState:
     """The state before the first epoch."""
     params_P = problem.start(Phase.SELECT)
     optimizer = lbfgs.start(params_P, penalised(problem, Phase.SELECT, settings.weight_decay))
-    return FitState(Phase.SELECT, optimizer, 0, params_P, 0, np.inf, Phase.SELECT)
+    return FitState(Phase.SELECT, optimizer, 0, params_P, 0, np.inf, settings.weight_decay, Phase.SELECT)
 
 
 def advance(state: FitState, problem: Problem, settings: FitSettings) -> FitState:
@@ -158,13 +160,13 @@ def _advance_select(state: FitState, problem: Problem, settings: FitSettings) ->
         return state
     if not settings.refit:
         return replace(state, phase=Phase.DONE, result_phase=Phase.SELECT)
-    objective = penalised(problem, Phase.FINAL, settings.weight_decay)
+    objective = penalised(problem, Phase.FINAL, state.weight_decay)
     fresh = lbfgs.start(problem.start(Phase.FINAL), objective)
     return replace(state, phase=Phase.FINAL, optimizer=fresh)
 
 
 def _iterate(state: FitState, problem: Problem, settings: FitSettings) -> LbfgsState:
-    objective = penalised(problem, state.phase, settings.weight_decay)
+    objective = penalised(problem, state.phase, state.weight_decay)
     return lbfgs.iterate(state.optimizer, objective, settings.tolerance)
 
 

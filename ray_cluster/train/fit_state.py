@@ -11,6 +11,7 @@ from ray_cluster.train.lbfgs import LbfgsState
 from ray_cluster.vision.tails import Tail
 from services.contracts.errors import CorruptObject
 from services.contracts.jobs import EpochMetrics
+from services.contracts.models import FitReport
 
 _HISTORY = "history."
 _EPOCH_NUMBERS = ("epoch", "epochs")
@@ -19,13 +20,16 @@ _OPTIMIZER = "optimizer."
 _SCALARS = {"loss": float, "iteration": int, "converged": bool}
 
 
-def to_snapshot(state: FitState, tail: Tail | None = None) -> Snapshot:
-    """A copy of the state; a finished fit's has the tail as well."""
+def to_snapshot(state: FitState, tail: Tail | None = None, temperature: float = 1.0) -> Snapshot:
+    """A copy of the state; a finished fit's has the tail as well, and the temperature that is in it."""
     optimizer = {_OPTIMIZER + field.name: getattr(state.optimizer, field.name) for field in fields(LbfgsState)}
     tensors = tensors_of({**optimizer, "best_params": state.best_params_P, "best_loss": state.best_loss})
+    tensors |= tensors_of({"weight_decay": state.weight_decay})
     tensors |= _history_tensors(state.history)
     if tail is not None:
-        tensors |= tensors_of({"tail.kernel": tail.kernel_DK, "tail.bias": tail.bias_K})
+        tensors |= tensors_of(
+            {"tail.kernel": tail.kernel_DK, "tail.bias": tail.bias_K, "tail.temperature": temperature}
+        )
     return Snapshot(
         step=state.epoch,
         epoch=state.epoch,
@@ -51,6 +55,7 @@ def from_checkpoint(checkpoint: Checkpoint) -> FitState:
             best_params_P=tensors["best_params"].astype(np.float64),
             best_epoch=int(str(position["best_epoch"])),
             best_loss=float(tensors["best_loss"]),
+            weight_decay=float(tensors["weight_decay"]),
             result_phase=Phase(position["result_phase"]),
             history=_history(tensors),
         )
@@ -64,6 +69,16 @@ def finished_tail(checkpoint: Checkpoint) -> Tail | None:
         return None
     return Tail(
         checkpoint.tensors["tail.kernel"].astype(np.float32), checkpoint.tensors["tail.bias"].astype(np.float32)
+    )
+
+
+def finished_report(checkpoint: Checkpoint) -> FitReport:
+    """How the head of a finished fit's checkpoint came about."""
+    state = from_checkpoint(checkpoint)
+    return FitReport(
+        epochs=state.epoch,
+        weight_decay=state.weight_decay,
+        temperature=float(checkpoint.tensors["tail.temperature"]),
     )
 
 

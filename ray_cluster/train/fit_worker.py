@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ray_cluster.train import checkpoints, fit_data, fit_loop, fit_state, head_recipe, keras_problem
+from ray_cluster.train import calibration, checkpoints, fit_data, fit_loop, fit_state, head_recipe, keras_problem
 from ray_cluster.train.background import Background
 from ray_cluster.train.checkpoints import CheckpointWriter, Snapshot, WriterFault
 from ray_cluster.train.failures import classify
@@ -228,10 +228,17 @@ def _fit(job: FitJob, control: FitControl, map_shards: ShardMap) -> None:
     try:
         state = fit.resume() or fit_loop.begin(loaded.problem, loaded.settings)
         finished = fit_loop.run(state, loaded.problem, loaded.settings, fit.after_epoch)
-        tail = head_recipe.fold(finished.result(), loaded.standards[finished.result_phase])
-        fit.writer.save_now(fit_state.to_snapshot(finished, tail), None)
+        temperature = _temperature(loaded.problem, finished)
+        tail = head_recipe.fold(finished.result(), loaded.standards[finished.result_phase], temperature)
+        fit.writer.save_now(fit_state.to_snapshot(finished, tail, temperature), None)
     finally:
         fit.end()
+
+
+def _temperature(problem: HeadProblem, finished: FitState) -> float:
+    """Of SELECT's head, which was not trained on the validation images; 1 where there are none."""
+    validation = problem.validation_logits(finished.best_params_P)
+    return 1.0 if validation is None else calibration.fit_temperature(*validation)
 
 
 def _goes_on_without(store: ObjectStore, job_id: JobId, attempt: int) -> bool:
@@ -283,7 +290,9 @@ def _starts(
         return {}
     tail = Tail.from_bytes(read_verified(store, job.warm_start.tail))
     starts = {
-        phase: head_recipe.start_from(tail, job.warm_start.labels, manifest.labels, standard)
+        phase: head_recipe.start_from(
+            tail, job.warm_start.labels, manifest.labels, standard, job.warm_start.temperature
+        )
         for phase, standard in standards.items()
     }
     return {phase: start for phase, start in starts.items() if start is not None}

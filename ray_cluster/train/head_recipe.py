@@ -6,6 +6,9 @@ weight_decay / 2 times the squared kernel; it is strictly convex in the kernel, 
 seed, an order or a start. L-BFGS finds it in 30 to 60 epochs, where an epoch is one iteration: mostly one pass over
 the cached features. Retraining starts from the parent's weights, which saves epochs.
 
+The tail's logits are divided by a temperature (`calibration`), fitted on the validation images with the head that was
+not trained on them; the head that is fitted again gets the same one.
+
 Where the validation images were held out by us and there is a test split to measure on, the head is then fitted again
 on training and validation images together: it would be a waste not to learn from them.
 
@@ -69,19 +72,20 @@ def split_params(
     return params_P[:size].reshape(feature_dim, class_count), params_P[size:]
 
 
-def fold(params_P: Vector, standard: Standardisation) -> Tail:
-    """The tail that maps raw features to the logits that these parameters give standardised ones."""
+def fold(params_P: Vector, standard: Standardisation, temperature: float = 1.0) -> Tail:
+    """The tail that maps raw features to the logits, divided by `temperature`, that these parameters give standardised
+    ones."""
     feature_dim = len(standard.mean_D)
     kernel_DK, bias_K = split_params(params_P, feature_dim, len(params_P) // (feature_dim + 1))
     folded_DK = kernel_DK / standard.scale_D[:, np.newaxis]
-    bias_K = bias_K - standard.mean_D @ folded_DK
-    return Tail(np.ascontiguousarray(folded_DK, np.float32), np.ascontiguousarray(bias_K, np.float32))
+    bias_K = (bias_K - standard.mean_D @ folded_DK) / temperature
+    return Tail(np.ascontiguousarray(folded_DK / temperature, np.float32), np.ascontiguousarray(bias_K, np.float32))
 
 
 def start_from(
-    tail: Tail, tail_labels: Sequence[str], labels: Sequence[str], standard: Standardisation
+    tail: Tail, tail_labels: Sequence[str], labels: Sequence[str], standard: Standardisation, temperature: float = 1.0
 ) -> Vector | None:
-    """Parameters, [P], that give standardised features the tail's logits for each label that the tail has too.
+    """Parameters, [P], that `fold` makes the tail of again, for each label that the tail has too.
 
     The other labels begin without a kernel and with the known labels' mean bias. None where the tail has none of them.
     """
@@ -89,8 +93,8 @@ def start_from(
     known = [label in column for label in labels]
     if not any(known):
         return None
-    raw_DK = tail.kernel_DK.astype(np.float64)
-    bias_of_tail = tail.bias_K.astype(np.float64) + standard.mean_D @ raw_DK
+    raw_DK = tail.kernel_DK.astype(np.float64) * temperature
+    bias_of_tail = tail.bias_K.astype(np.float64) * temperature + standard.mean_D @ raw_DK
     params_P = np.zeros(parameter_count(tail.feature_dim, len(labels)))
     kernel_DK, bias_K = split_params(params_P, tail.feature_dim, len(labels))
     from_tail = [column[label] for label in labels if label in column]

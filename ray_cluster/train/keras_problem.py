@@ -42,7 +42,7 @@ def warm_up() -> None:
     """Traces and runs what every fit runs: the first call takes longer than all others."""
     rows = np.zeros((1, 2), np.float32), np.zeros(1, np.int64), np.ones(1)
     parameters = np.zeros((2, 2), np.float32), np.zeros(2, np.float32)
-    for function in (_gradient, _quality):
+    for function in _OF_SHARD.values():
         function(*map(tf.constant, (*rows, *parameters)))
 
 
@@ -82,22 +82,22 @@ class ShardedRows:
     """Rows in shards, which become tensors when they are first used: a worker holds those that it computes."""
 
     def __init__(self, rows: Rows, standard: Standardisation) -> None:
-        self._rows = rows
+        self.rows = rows
         self._standard = standard
         self._shards: dict[int, _Shard] = {}
 
     def __len__(self) -> int:
-        return (len(self._rows.labels_N) + SHARD_ROWS - 1) // SHARD_ROWS
+        return (len(self.rows.labels_N) + SHARD_ROWS - 1) // SHARD_ROWS
 
     def __getitem__(self, number: int) -> _Shard:
         shard = self._shards.get(number)
         if shard is None:
             part = slice(number * SHARD_ROWS, (number + 1) * SHARD_ROWS)
-            features_ND = (self._rows.features_ND[part] - self._standard.mean_D) / self._standard.scale_D
+            features_ND = (self.rows.features_ND[part] - self._standard.mean_D) / self._standard.scale_D
             shard = self._shards[number] = _Shard(
                 tf.constant(features_ND.astype(np.float32)),
-                tf.constant(self._rows.labels_N[part]),
-                tf.constant(self._rows.weights_N[part]),
+                tf.constant(self.rows.labels_N[part]),
+                tf.constant(self.rows.weights_N[part]),
             )
         return shard
 
@@ -185,10 +185,18 @@ class HeadProblem:
             accuracy += float(shard_accuracy)
         return Quality(loss, accuracy)
 
+    def validation_logits(self, params_P: Vector) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]] | None:
+        """(logits [N, K], labels [N]) of the validation rows; None where there are none."""
+        if VALIDATION not in self._rows:
+            return None
+        logits = [shard_NK for (shard_NK,) in self._all(Quantity.LOGITS, VALIDATION, params_P)]
+        return np.concatenate(logits), self._rows[VALIDATION].rows.labels_N
+
     def compute(self, task: ShardTask, shard: int) -> ShardResult:
-        """One shard's share of a sum: (loss, accuracy), and of a gradient the kernel's [D, K] and the bias' [K]."""
+        """One shard's share of a sum: (loss, accuracy), and of a gradient the kernel's [D, K] and the bias' [K]; or its
+        (logits [N, K],)."""
         rows = self._rows[task.rows][shard]
-        of_shard = _gradient if task.quantity is Quantity.GRADIENT else _quality
+        of_shard = _OF_SHARD[task.quantity]
         parts = of_shard(rows.features_ND, rows.labels_N, rows.weights_N, *self._assign(task.params_P))
         return tuple(part.numpy() for part in parts)
 
@@ -234,3 +242,13 @@ def _quality(
     features_ND: tf.Tensor, labels_N: tf.Tensor, weights_N: tf.Tensor, kernel_DK: tf.Tensor, bias_K: tf.Tensor
 ) -> tuple[tf.Tensor, ...]:
     return _weighted_quality(tf.matmul(features_ND, kernel_DK) + bias_K, labels_N, weights_N)
+
+
+@tf.function(autograph=False, input_signature=_SIGNATURE)
+def _logits(
+    features_ND: tf.Tensor, labels_N: tf.Tensor, weights_N: tf.Tensor, kernel_DK: tf.Tensor, bias_K: tf.Tensor
+) -> tuple[tf.Tensor, ...]:
+    return (tf.matmul(features_ND, kernel_DK) + bias_K,)
+
+
+_OF_SHARD = {Quantity.GRADIENT: _gradient, Quantity.QUALITY: _quality, Quantity.LOGITS: _logits}

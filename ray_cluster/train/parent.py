@@ -22,7 +22,10 @@ class Parent:
 
     def warm_start(self) -> WarmStart:
         """What the fit needs of it."""
-        return WarmStart(tail=self.manifest.tail, labels=self.labels)
+        report = self.manifest.fit
+        return WarmStart(
+            tail=self.manifest.tail, labels=self.labels, temperature=1.0 if report is None else report.temperature
+        )
 
 
 def read_parent(store: ObjectStore, spec: TrainingJobSpec, trunk: TrunkManifest) -> Parent | None:

@@ -22,6 +22,8 @@ class Quantity(StrEnum):
     """A shard gives its loss and gradient."""
     QUALITY = "quality"
     """A shard gives its loss and accuracy."""
+    LOGITS = "logits"
+    """A shard gives its rows' logits."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import ray
 
-from ray_cluster.train import cluster, comparison, evaluate, features, fit_data, preflight, publish
+from ray_cluster.train import cluster, comparison, evaluate, features, fit_data, fit_state, preflight, publish
 from ray_cluster.train.checkpoints import Checkpoint
 from ray_cluster.train.context import AttemptContext, RunningStage, running
 from ray_cluster.train.features import FeatureIndex
@@ -158,15 +158,27 @@ class Evaluated:
 
 
 def run_evaluate(
-    context: AttemptContext, spec: TrainingJobSpec, manifest: DatasetManifest, trunk: TrunkManifest, tail: Tail
+    context: AttemptContext,
+    spec: TrainingJobSpec,
+    manifest: DatasetManifest,
+    trunk: TrunkManifest,
+    trained: tuple[Checkpoint, Tail],
 ) -> Evaluated:
     """Quality on the evaluated split, also beside the parent's where there is one."""
+    checkpoint, tail = trained
+    uncalibrated = tail.scaled(fit_state.finished_report(checkpoint).temperature)
     with running(context, Stage.EVALUATE) as stage, stage.working():
         split = fit_data.evaluated_split(manifest)
         index = FeatureIndex.load(context.store, trunk.trunk_id)
         rows = fit_data.read_split(context.store, index, trunk, manifest, split, (0,))
         probabilities_NK = tail.probabilities(rows.features_ND)
-        evaluation = evaluate.evaluate(split.value, manifest.labels, rows.labels_N, probabilities_NK)
+        evaluation = evaluate.evaluate(
+            split.value,
+            manifest.labels,
+            rows.labels_N,
+            probabilities_NK,
+            uncalibrated.probabilities(rows.features_ND),
+        )
         lines = evaluate.prediction_lines(fit_data.images_of(manifest, split), manifest.labels, probabilities_NK)
         parent = read_parent(context.store, spec, trunk)
         compared = None
@@ -201,6 +213,7 @@ def run_publish(
             dataset_content_sha256=manifest.content_sha256(),
             train_image_count=_trained_on(manifest),
             evaluation=evaluated.evaluation,
+            fit=fit_state.finished_report(checkpoint),
             parent_comparison=evaluated.parent_comparison,
             predictions=predictions_ref,
             fingerprint=checkpoint.manifest.fingerprint,

@@ -67,6 +67,10 @@ class Tail:
         weights_BK = np.exp(logits_BK - logits_BK.max(axis=1, keepdims=True))
         return (weights_BK / weights_BK.sum(axis=1, keepdims=True)).astype(np.float32)
 
+    def scaled(self, factor: float) -> "Tail":
+        """The tail whose logits are this one's times `factor`."""
+        return Tail((self.kernel_DK * factor).astype(np.float32), (self.bias_K * factor).astype(np.float32))
+
     def to_bytes(self) -> bytes:
         """A safetensors file with `kernel` and `bias` and no metadata; equal for equal tails."""
         return save({"bias": np.ascontiguousarray(self.bias_K), "kernel": np.ascontiguousarray(self.kernel_DK)})

@@ -90,5 +90,9 @@ def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
     console.print(
         f"\n{evaluation.split.capitalize()} accuracy [bold]{evaluation.accuracy:.1%}[/] "
         f"on {evaluation.image_count} images (loss {evaluation.loss:.3f}, "
-        f"calibration error {evaluation.calibration_error:.3f})"
+        f"calibration error {evaluation.calibration_error:.3f}{_before_scaling(evaluation)})"
     )
+
+
+def _before_scaling(evaluation: Evaluation) -> str:
+    return "" if evaluation.uncalibrated_error is None else f", {evaluation.uncalibrated_error:.3f} before scaling"

@@ -83,9 +83,26 @@ class Evaluation(StoredContract):
     image_count: int
     accuracy: float = Field(description="0 to 1.")
     loss: float = Field(description="Mean cross-entropy in nats.")
-    calibration_error: float = Field(description="Expected calibration error over 15 equal-width bins, 0 to 1.")
+    calibration_error: float = Field(
+        description="Expected calibration error over 15 equal-width bins, 0 to 1. Flattering where the split is "
+        "`validation`: the temperature was fitted on it."
+    )
+    uncalibrated_error: float | None = Field(
+        default=None, description="What the calibration error would be without the temperature; null for `base`."
+    )
     classes: list[ClassReport]
     confusion_matrix: list[list[int]] = Field(description="[true label][predicted label], in the order of labels.")
+
+
+class FitReport(StoredContract):
+    """How the head came to be what it is."""
+
+    epochs: int
+    weight_decay: float = Field(description="The L2 penalty that the published weights were trained with.")
+    temperature: float = Field(
+        description="What the logits are divided by, so that probabilities mean what they say; part of the weights. "
+        "Fitted on the validation images with a head that was not trained on them; 1 without such images."
+    )
 
 
 class ClassComparison(StoredContract):
@@ -151,6 +168,7 @@ class ModelManifest(StoredContract):
     dataset_content_sha256: Sha256 | None
     train_image_count: int
     evaluation: Evaluation | None
+    fit: FitReport | None = Field(default=None, description="Null for `base`.")
     parent_comparison: ParentComparison | None = Field(
         default=None, description="Of a retrained version; null for one without a parent."
     )
@@ -187,6 +205,7 @@ class ModelVersion(Contract):
     labels: list[str]
     train_image_count: int
     evaluation: Evaluation | None
+    fit: FitReport | None = Field(description="How the head was trained; null for `base`.")
     parent_comparison: ParentComparison | None = Field(
         description="Beside the version it was retrained from; null for one without a parent."
     )

@@ -139,6 +139,7 @@ def to_version(row: ModelVersionRow) -> ModelVersion:
         labels=manifest.labels,
         train_image_count=manifest.train_image_count,
         evaluation=manifest.evaluation,
+        fit=manifest.fit,
         parent_comparison=manifest.parent_comparison,
         weights_sha256=manifest.tail_sha256,
         trunk_id=manifest.trunk.trunk_id,

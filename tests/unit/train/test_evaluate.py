@@ -15,8 +15,12 @@ LABELS = ["cat", "dog", "eel"]
 
 def test_a_report_worked_out_by_hand() -> None:
     probabilities = np.array([[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.1, 0.8, 0.1]], np.float32)
-    report = evaluate.evaluate("test", LABELS, np.array([0, 1, 1, 1]), probabilities)
+    report = evaluate.evaluate(
+        "test", LABELS, np.array([0, 1, 1, 1]), probabilities, np.eye(3, dtype=np.float32)[[0, 0, 1, 1]]
+    )
     assert report.accuracy == 0.75
+    assert report.calibration_error == pytest.approx(0.325)  # bins at 0.8, 0.6 and 0.7: gaps 0.4, 0.6 and 0.3
+    assert report.uncalibrated_error == pytest.approx(0.25)  # all sure, one of four wrong
     assert report.confusion_matrix == [[1, 0, 0], [1, 2, 0], [0, 0, 0]]
     assert report.loss == pytest.approx(-np.log([0.8, 0.3, 0.7, 0.8]).mean(), rel=1e-6)
     cat, dog, eel = report.classes
@@ -36,7 +40,7 @@ def test_calibration_is_the_gap_between_confidence_and_accuracy() -> None:
 def test_the_matrix_counts_every_image(count: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     probabilities = rng.dirichlet(np.ones(3), count).astype(np.float32)
-    report = evaluate.evaluate("test", LABELS, rng.integers(0, 3, count), probabilities)
+    report = evaluate.evaluate("test", LABELS, rng.integers(0, 3, count), probabilities, probabilities)
     matrix = np.array(report.confusion_matrix)
     assert matrix.sum() == report.image_count == count
     assert np.trace(matrix) / count == pytest.approx(report.accuracy)
