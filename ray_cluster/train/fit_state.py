@@ -11,9 +11,16 @@ from ray_cluster.train.lbfgs import LbfgsState
 from ray_cluster.vision.tails import Tail
 from services.contracts.errors import CorruptObject
 from services.contracts.jobs import EpochMetrics
-from services.contracts.models import FitReport
+from services.contracts.models import FitReport, WeightDecayTrial
 
 _HISTORY = "history."
+_TRIALS = "trials."
+_TRIAL_TYPES = {
+    "weight_decay": np.float64,
+    "validation_loss": np.float64,
+    "validation_accuracy": np.float64,
+    "epochs": np.int64,
+}
 _EPOCH_NUMBERS = ("epoch", "epochs")
 _EPOCH_VALUES = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
 _OPTIMIZER = "optimizer."
@@ -25,7 +32,7 @@ def to_snapshot(state: FitState, tail: Tail | None = None, temperature: float = 
     optimizer = {_OPTIMIZER + field.name: getattr(state.optimizer, field.name) for field in fields(LbfgsState)}
     tensors = tensors_of({**optimizer, "best_params": state.best_params_P, "best_loss": state.best_loss})
     tensors |= tensors_of({"weight_decay": state.weight_decay})
-    tensors |= _history_tensors(state.history)
+    tensors |= _history_tensors(state.history) | _trials_tensors(state.trials)
     if tail is not None:
         tensors |= tensors_of(
             {"tail.kernel": tail.kernel_DK, "tail.bias": tail.bias_K, "tail.temperature": temperature}
@@ -57,6 +64,7 @@ def from_checkpoint(checkpoint: Checkpoint) -> FitState:
             best_loss=float(tensors["best_loss"]),
             weight_decay=float(tensors["weight_decay"]),
             result_phase=Phase(position["result_phase"]),
+            trials=_trials(tensors),
             history=_history(tensors),
         )
     except (KeyError, ValueError, TypeError, ValidationError) as error:
@@ -78,6 +86,7 @@ def finished_report(checkpoint: Checkpoint) -> FitReport:
     return FitReport(
         epochs=state.epoch,
         weight_decay=state.weight_decay,
+        trials=list(state.trials),
         temperature=float(checkpoint.tensors["tail.temperature"]),
     )
 
@@ -105,3 +114,16 @@ def _history(tensors: Tensors) -> tuple[EpochMetrics, ...]:
             *numbers, *values, strict=True
         )
     )
+
+
+def _trials_tensors(trials: tuple[WeightDecayTrial, ...]) -> Tensors:
+    """A column for each field."""
+    return {
+        _TRIALS + name: np.array([getattr(trial, name) for trial in trials], dtype)
+        for name, dtype in _TRIAL_TYPES.items()
+    }
+
+
+def _trials(tensors: Tensors) -> tuple[WeightDecayTrial, ...]:
+    columns = [tensors[_TRIALS + name].tolist() for name in _TRIAL_TYPES]
+    return tuple(WeightDecayTrial(**dict(zip(_TRIAL_TYPES, row, strict=True))) for row in zip(*columns, strict=True))

@@ -100,7 +100,7 @@ def load(job: FitJob, map_shards: ShardMap = compute_here) -> FitProblem:
         tolerance=head_recipe.TOLERANCE,
         patience=job.spec.early_stopping.patience if job.spec.early_stopping else None,
         refit=fit_data.refits(manifest),
-        weight_decay=job.spec.weight_decay,
+        weight_decays=head_recipe.weight_decays(job.spec, validates=problem.validates),
     )
     return FitProblem(problem, standards, settings)
 

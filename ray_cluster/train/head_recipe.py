@@ -9,6 +9,9 @@ the cached features. Retraining starts from the parent's weights, which saves ep
 The tail's logits are divided by a temperature (`calibration`), fitted on the validation images with the head that was
 not trained on them; the head that is fitted again gets the same one.
 
+Where the weight decay is to be found (`auto`), `WEIGHT_DECAYS` are tried from the strongest to the weakest, each from
+where the one before ended (`weight_search`), and the one of the lowest validation loss is trained with.
+
 Where the validation images were held out by us and there is a test split to measure on, the head is then fitted again
 on training and validation images together: it would be a waste not to learn from them.
 
@@ -32,6 +35,9 @@ from services.contracts.jobs import TrainingJobSpec
 STD_FLOOR = 0.01
 TOLERANCE = 1e-6
 """L-BFGS ends when an iteration lowers the objective by less than this share of it."""
+DEFAULT_WEIGHT_DECAY = 0.05
+WEIGHT_DECAYS = tuple(float(10.0 ** (exponent / 4)) for exponent in range(2, -15, -1))
+"""What `auto` tries: four to a power of ten, from 3.2 to 0.0003."""
 VIEWS = {"off": (0,), "light": (0, 1)}
 """By `augmentation`: the views of each training image."""
 
@@ -49,6 +55,13 @@ def standardisation(features_ND: npt.NDArray[np.float32]) -> Standardisation:
     return Standardisation(
         features_ND.mean(axis=0, dtype=np.float64), features_ND.std(axis=0, dtype=np.float64) + STD_FLOOR
     )
+
+
+def weight_decays(spec: TrainingJobSpec, *, validates: bool) -> tuple[float, ...]:
+    """What to train with, strongest first: one value, or several of which the validation images choose."""
+    if spec.weight_decay != "auto":
+        return (spec.weight_decay,)
+    return WEIGHT_DECAYS if validates else (DEFAULT_WEIGHT_DECAY,)
 
 
 def row_weights(labels_N: npt.NDArray[np.int64], class_count: int, spec: TrainingJobSpec) -> npt.NDArray[np.float64]:

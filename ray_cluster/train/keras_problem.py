@@ -121,12 +121,13 @@ class HeadProblem:
         starts: Mapping[Phase, Vector],
         map_shards: ShardMap = compute_here,
     ) -> None:
-        """A phase without a start begins with zeros."""
+        """A phase without a start begins with zeros. SEARCH has SELECT's rows and start."""
         self._class_count = class_count
         self._starts = starts
         self._map_shards = map_shards
         self._feature_dim = training[Phase.SELECT][0].features_ND.shape[1]
         self._rows = {phase.value: ShardedRows(rows, standard) for phase, (rows, standard) in training.items()}
+        self._rows[Phase.SEARCH.value] = self._rows[Phase.SELECT.value]
         if validation is not None:
             self._rows[VALIDATION] = ShardedRows(validation, training[Phase.SELECT][1])
         self._assigned: tuple[Vector, tf.Tensor, tf.Tensor] | None = None
@@ -140,13 +141,18 @@ class HeadProblem:
         return head_recipe.parameter_count(self._feature_dim, self._class_count)
 
     @property
+    def validates(self) -> bool:
+        """Whether there are validation rows."""
+        return VALIDATION in self._rows
+
+    @property
     def kernel_size(self) -> int:
         """How many of the parameters, the first ones, are the kernel's."""
         return self._feature_dim * self._class_count
 
     def start(self, phase: Phase) -> Vector:
         """The parent's parameters in this phase's standardisation, else zeros."""
-        start = self._starts.get(phase)
+        start = self._starts.get(Phase.SELECT if phase is Phase.SEARCH else phase)
         return np.zeros(self.parameter_count) if start is None else start
 
     def objective(self, phase: Phase) -> Objective:
@@ -177,7 +183,7 @@ class HeadProblem:
 
     def validation_quality(self, params_P: Vector) -> Quality | None:
         """On the validation rows, each with the same weight."""
-        if VALIDATION not in self._rows:
+        if not self.validates:
             return None
         loss = accuracy = 0.0
         for shard_loss, shard_accuracy in self._all(Quantity.QUALITY, VALIDATION, params_P):
@@ -187,7 +193,7 @@ class HeadProblem:
 
     def validation_logits(self, params_P: Vector) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]] | None:
         """(logits [N, K], labels [N]) of the validation rows; None where there are none."""
-        if VALIDATION not in self._rows:
+        if not self.validates:
             return None
         logits = [shard_NK for (shard_NK,) in self._all(Quantity.LOGITS, VALIDATION, params_P)]
         return np.concatenate(logits), self._rows[VALIDATION].rows.labels_N

@@ -77,7 +77,9 @@ def train(
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Side in pixels that images are resized to.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Most passes over the training images.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="L2 penalty on the head's weights.")] = None,
+    weight_decay: Annotated[
+        str | None, typer.Option(help="L2 penalty on the head's weights; `auto` finds the best of many.")
+    ] = None,
     augmentation: Annotated[str | None, typer.Option(help="`off` or `light`.")] = None,
     class_weighting: Annotated[str | None, typer.Option(help="`none` or `balanced`.")] = None,
     validation_fraction: Annotated[

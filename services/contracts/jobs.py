@@ -130,8 +130,11 @@ class TrainingJobSpec(Contract):
         le=10_000,
         description="At most so many passes over the training images; the head mostly converges in 30 to 60.",
     )
-    weight_decay: float = Field(
-        default=0.05, ge=0, le=100, description="L2 penalty on the head's weights, relative to the mean cross-entropy."
+    weight_decay: Annotated[float, Field(ge=0, le=100)] | Literal["auto"] = Field(
+        default=0.05,
+        description="L2 penalty on the head's weights, relative to the mean cross-entropy. `auto` tries many and takes "
+        "the one of the lowest loss on the validation images; the version's `fit` has what each gave.",
+        examples=[0.05, "auto"],
     )
     augmentation: Literal["off", "light"] = Field(
         default="off", description="`light` also trains on each image's mirror image."

@@ -94,11 +94,24 @@ class Evaluation(StoredContract):
     confusion_matrix: list[list[int]] = Field(description="[true label][predicted label], in the order of labels.")
 
 
+class WeightDecayTrial(StoredContract):
+    """One penalty of a search, measured on the validation images by a head that was not trained on them."""
+
+    weight_decay: float
+    validation_loss: float = Field(description="Mean cross-entropy in nats.")
+    validation_accuracy: float = Field(description="0 to 1.")
+    epochs: int = Field(description="That it took, from where the penalty before ended.")
+
+
 class FitReport(StoredContract):
     """How the head came to be what it is."""
 
     epochs: int
     weight_decay: float = Field(description="The L2 penalty that the published weights were trained with.")
+    trials: list[WeightDecayTrial] = Field(
+        default_factory=list[WeightDecayTrial],
+        description="Of a job with `weight_decay: auto`, in the order they were tried; empty for others.",
+    )
     temperature: float = Field(
         description="What the logits are divided by, so that probabilities mean what they say; part of the weights. "
         "Fitted on the validation images with a head that was not trained on them; 1 without such images."

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_cluster.train import checkpoints, fit_loop, fit_state
+from ray_cluster.train import checkpoints, fit_loop, fit_state, weight_search
 from ray_cluster.train.checkpoints import Snapshot
 from ray_cluster.train.fit_loop import FitSettings, FitState, Phase, Quality
 from ray_cluster.train.lbfgs import Objective, Vector
@@ -79,7 +79,7 @@ all_settings = st.builds(
     tolerance=st.just(1e-9),
     patience=st.none() | st.integers(1, 5),
     refit=st.booleans(),
-    weight_decay=st.just(0.01),
+    weight_decays=st.sampled_from([(0.01,), (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)]),
 )
 
 
@@ -104,6 +104,7 @@ def test_a_fit_resumed_from_any_epoch_ends_with_the_same_bits(
     resumed = go(problem, wanted, restored)[-1] if restored.phase is not Phase.DONE else restored
     assert resumed.result().tobytes() == undisturbed[-1].result().tobytes()
     assert resumed.history == undisturbed[-1].history
+    assert resumed.trials == undisturbed[-1].trials
 
 
 @given(seed=st.integers(0, 1000), wanted=all_settings)
@@ -111,12 +112,13 @@ def test_a_fit_resumed_from_any_epoch_ends_with_the_same_bits(
 def test_epochs_are_numbered_without_gaps_and_bounded(seed: int, wanted: FitSettings) -> None:
     history = go(NumpyProblem(seed), wanted)[-1].history
     assert [metrics.epoch for metrics in history] == list(range(1, len(history) + 1))
-    assert len(history) <= history[0].epochs == wanted.max_epochs * (2 if wanted.refit else 1)
+    phases = (2 if wanted.refit else 1) + (len(wanted.weight_decays) if wanted.searches else 0)
+    assert len(history) <= history[0].epochs == wanted.max_epochs * phases
 
 
 def test_early_stopping_keeps_the_epoch_of_the_lowest_validation_loss() -> None:
     problem = NumpyProblem(3)
-    states = go(problem, FitSettings(200, 1e-12, patience=3, refit=False, weight_decay=0.01))
+    states = go(problem, FitSettings(200, 1e-12, patience=3, refit=False, weight_decays=(0.01,)))
     losses = [metrics.validation_loss for metrics in states[-1].history]
     assert None not in losses
     best = int(np.argmin([loss for loss in losses if loss is not None]))
@@ -126,25 +128,63 @@ def test_early_stopping_keeps_the_epoch_of_the_lowest_validation_loss() -> None:
 
 def test_without_early_stopping_the_fit_reaches_the_optimum() -> None:
     problem = NumpyProblem(3)
-    result = go(problem, FitSettings(500, 1e-12, patience=None, refit=False, weight_decay=0.01))[-1].result()
+    result = go(problem, FitSettings(500, 1e-12, patience=None, refit=False, weight_decays=(0.01,)))[-1].result()
     assert np.linalg.norm(fit_loop.penalised(problem, Phase.SELECT, 0.01)(result)[1]) < 1e-4
 
 
 def test_refitting_learns_from_the_validation_images_too() -> None:
     problem = NumpyProblem(3)
-    result = go(problem, FitSettings(500, 1e-12, patience=None, refit=True, weight_decay=0.01))[-1].result()
+    result = go(problem, FitSettings(500, 1e-12, patience=None, refit=True, weight_decays=(0.01,)))[-1].result()
     assert np.linalg.norm(fit_loop.penalised(problem, Phase.FINAL, 0.01)(result)[1]) < 1e-4
 
 
 def test_nothing_to_validate_on() -> None:
-    last = go(NumpyProblem(1, validates=False), FitSettings(30, 1e-9, patience=2, refit=False, weight_decay=0.01))[-1]
+    wanted = FitSettings(30, 1e-9, patience=2, refit=False, weight_decays=(0.01,))
+    last = go(NumpyProblem(1, validates=False), wanted)[-1]
     assert all(metrics.validation_loss is None for metrics in last.history)
     assert last.result().tobytes() == last.optimizer.params_P.tobytes()
 
 
+GRID = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+
+
+def test_the_search_finds_what_training_each_penalty_by_itself_finds() -> None:
+    problem = NumpyProblem(3)
+    searched = go(problem, FitSettings(500, 1e-12, patience=None, refit=True, weight_decays=GRID))[-1]
+    losses = []
+    for weight_decay in GRID:
+        alone = go(problem, FitSettings(500, 1e-12, patience=None, refit=False, weight_decays=(weight_decay,)))[-1]
+        quality = problem.validation_quality(alone.result())
+        assert quality is not None
+        losses.append(quality.loss)
+    found = [trial.validation_loss for trial in searched.trials]
+    assert found == pytest.approx(losses[: len(found)], rel=0.01)
+    assert searched.weight_decay == GRID[int(np.argmin(losses))]
+    gradient = fit_loop.penalised(problem, Phase.FINAL, searched.weight_decay)(searched.result())[1]
+    assert np.linalg.norm(gradient) < 1e-4
+
+
+def test_the_search_stops_where_it_only_gets_worse() -> None:
+    trials = go(NumpyProblem(3), FitSettings(500, 1e-9, patience=None, refit=False, weight_decays=GRID))[-1].trials
+    losses = [trial.validation_loss for trial in trials]
+    assert len(trials) < len(GRID)
+    assert int(np.argmin(losses)) == len(trials) - 1 - weight_search.PATIENCE
+
+
+def test_a_changed_penalty_is_the_state_that_evaluating_anew_gives() -> None:
+    problem = NumpyProblem(5)
+    state = go(problem, FitSettings(8, 1e-12, patience=None, refit=False, weight_decays=(0.1,)))[-1].optimizer
+    changed = weight_search.reweight(state, problem.kernel_size, 0.1, 0.02)
+    loss, gradient_P = fit_loop.penalised(problem, Phase.SELECT, 0.02)(state.params_P)
+    assert changed.loss == pytest.approx(loss)
+    np.testing.assert_allclose(changed.gradient_P, gradient_P, atol=1e-12)
+    assert (changed.iteration, changed.converged) == (0, False)
+    assert len(changed.steps_MP) == len(changed.gradient_steps_MP) > 0
+
+
 def test_a_snapshot_does_not_change_with_the_loop() -> None:
     problem = NumpyProblem(1)
-    state = fit_loop.begin(problem, FitSettings(9, 1e-9, None, refit=False, weight_decay=0.01))
+    state = fit_loop.begin(problem, FitSettings(9, 1e-9, None, refit=False, weight_decays=(0.01,)))
     taken: Snapshot = fit_state.to_snapshot(state)
     state.optimizer.params_P[:] = 7
     assert not taken.tensors["optimizer.params_P"].any()
