@@ -91,7 +91,7 @@ def fold(params_P: Vector, standard: Standardisation, temperature: float = 1.0) 
     feature_dim = len(standard.mean_D)
     kernel_DK, bias_K = split_params(params_P, feature_dim, len(params_P) // (feature_dim + 1))
     folded_DK = kernel_DK / standard.scale_D[:, np.newaxis]
-    bias_K = (bias_K - standard.mean_D @ folded_DK) / temperature
+    bias_K = (bias_K - np.einsum("d,dk->k", standard.mean_D, folded_DK)) / temperature
     return Tail(np.ascontiguousarray(folded_DK / temperature, np.float32), np.ascontiguousarray(bias_K, np.float32))
 
 
@@ -107,7 +107,7 @@ def start_from(
     if not any(known):
         return None
     raw_DK = tail.kernel_DK.astype(np.float64) * temperature
-    bias_of_tail = tail.bias_K.astype(np.float64) * temperature + standard.mean_D @ raw_DK
+    bias_of_tail = tail.bias_K.astype(np.float64) * temperature + np.einsum("d,dk->k", standard.mean_D, raw_DK)
     params_P = np.zeros(parameter_count(tail.feature_dim, len(labels)))
     kernel_DK, bias_K = split_params(params_P, tail.feature_dim, len(labels))
     from_tail = [column[label] for label in labels if label in column]

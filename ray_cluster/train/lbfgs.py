@@ -4,8 +4,8 @@ Source: J. Nocedal and S. Wright, Numerical Optimization, 2nd ed., algorithms 7.
 the backtracking line search of algorithm 3.1 (Armijo condition). On a strongly convex objective, such as a softmax
 regression with an L2 penalty, the curvature condition s·y > 0 then holds without a Wolfe search.
 
-All arithmetic is float64 NumPy on vectors of P parameters; how the objective is evaluated, and on how many machines,
-is the caller's affair. The same state and objective give the same next state.
+All arithmetic is float64 NumPy, on one thread, on vectors of P parameters; how the objective is evaluated, and on how
+many machines, is the caller's affair. The same state and objective give the same next state.
 """
 
 from collections.abc import Callable
@@ -53,8 +53,8 @@ def iterate(state: LbfgsState, objective: Objective, tolerance: float) -> LbfgsS
     direction lowers it, which for a convex objective means that floating point can do no better.
     """
     direction_P = _direction(state)
-    slope = float(state.gradient_P @ direction_P)
-    length = 1.0 if len(state.steps_MP) else 1.0 / max(float(np.linalg.norm(state.gradient_P)), 1e-12)
+    slope = _dot(state.gradient_P, direction_P)
+    length = 1.0 if len(state.steps_MP) else 1.0 / max(np.sqrt(_dot(state.gradient_P, state.gradient_P)), 1e-12)
     for _ in range(MAX_BACKTRACKS):
         params_P = state.params_P + length * direction_P
         loss, gradient_P = objective(params_P)
@@ -64,20 +64,32 @@ def iterate(state: LbfgsState, objective: Objective, tolerance: float) -> LbfgsS
     return replace(state, iteration=state.iteration + 1, converged=True)
 
 
+def curves(s_P: Vector, y_P: Vector) -> bool:
+    """Whether a pair shows curvature. Rounding can lose that of a tiny step; the approximation would be indefinite."""
+    return _dot(s_P, y_P) > 1e-14 * _dot(y_P, y_P)
+
+
+def _dot(a_P: Vector, b_P: Vector) -> float:
+    """On one thread. BLAS shares a long vector among as many as the machine has, and then its sum, and with it the
+    result of the fit, depends on their number; on a busy machine it also waits for them a hundred times as long as it
+    computes."""
+    return float(np.einsum("p,p->", a_P, b_P))
+
+
 def _direction(state: LbfgsState) -> Vector:
     """Minus the inverse Hessian's approximation times the gradient, by the two-loop recursion."""
     q_P = state.gradient_P.copy()
     pairs = list(zip(state.steps_MP, state.gradient_steps_MP, strict=True))
     alphas: list[float] = []
     for s_P, y_P in reversed(pairs):
-        alpha = float(s_P @ q_P) / float(y_P @ s_P)
+        alpha = _dot(s_P, q_P) / _dot(y_P, s_P)
         alphas.append(alpha)
         q_P -= alpha * y_P
     if pairs:
         s_P, y_P = pairs[-1]
-        q_P *= float(s_P @ y_P) / float(y_P @ y_P)
+        q_P *= _dot(s_P, y_P) / _dot(y_P, y_P)
     for (s_P, y_P), alpha in zip(pairs, reversed(alphas), strict=True):
-        beta = float(y_P @ q_P) / float(y_P @ s_P)
+        beta = _dot(y_P, q_P) / _dot(y_P, s_P)
         q_P += (alpha - beta) * s_P
     return -q_P
 
@@ -86,8 +98,7 @@ def _advance(state: LbfgsState, params_P: Vector, loss: float, gradient_P: Vecto
     s_P = params_P - state.params_P
     y_P = gradient_P - state.gradient_P
     steps_MP, gradient_steps_MP = state.steps_MP, state.gradient_steps_MP
-    # Rounding can lose the curvature of a tiny step; such a pair would make the approximation indefinite.
-    if float(s_P @ y_P) > 1e-14 * float(y_P @ y_P):
+    if curves(s_P, y_P):
         steps_MP = np.vstack([steps_MP, s_P])[-MEMORY:]
         gradient_steps_MP = np.vstack([gradient_steps_MP, y_P])[-MEMORY:]
     converged = state.loss - loss <= tolerance * max(abs(loss), 1e-12)

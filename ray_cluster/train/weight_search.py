@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ray_cluster.train import lbfgs
 from ray_cluster.train.lbfgs import LbfgsState
 from services.contracts.models import WeightDecayTrial
 
@@ -39,7 +40,7 @@ def reweight(state: LbfgsState, kernel_size: int, before: float, after: float) -
     loss = state.loss + change / 2 * float(np.sum(kernel * kernel))
     # A pair may lose its curvature with the penalty that it was measured under.
     pairs = zip(state.steps_MP, gradient_steps_MP, strict=True)
-    bent = np.array([float(s_P @ y_P) > 1e-14 * float(y_P @ y_P) for s_P, y_P in pairs], np.bool_)
+    bent = np.array([lbfgs.curves(s_P, y_P) for s_P, y_P in pairs], np.bool_)
     return replace(
         state,
         gradient_P=gradient_P,

@@ -97,7 +97,7 @@ def test_a_version_is_retrained_on_more_images_and_other_classes(attempts: Attem
     assert found.renamed_classes == {"red": "crimson"}
     assert [each.label for each in found.classes] == ["blue", "crimson"]
     assert found.parent_accuracy is not None
-    assert found.parent_accuracy > 0.9, "the parent's answers were not matched by name"
+    assert found.parent_accuracy > 0.7, "the parent's answers were not matched by name"
     assert found.unseen_parent_accuracy is not None
 
     again = attempts.accept(second, "again", **wanted)

@@ -1,5 +1,9 @@
 """L-BFGS: reaches the optimum, and goes on from a saved state bit for bit."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -89,3 +93,26 @@ def test_memory_is_bounded() -> None:
     for _ in range(lbfgs.MEMORY + 5):
         state = lbfgs.iterate(state, objective, tolerance=0.0)
         assert len(state.steps_MP) <= lbfgs.MEMORY
+
+
+def test_the_bits_do_not_depend_on_how_many_threads_blas_has() -> None:
+    program = (
+        "import hashlib\nimport numpy as np\nfrom ray_cluster.train import lbfgs\n"
+        "rng = np.random.default_rng(0)\n"
+        "scales_P = rng.uniform(0.5, 2, 50_000)\n"  # long enough for BLAS to share
+        "objective = lambda p: (float((scales_P * (p - 1) ** 2).sum()), 2 * scales_P * (p - 1))\n"
+        "state = lbfgs.start(rng.standard_normal(50_000), objective)\n"
+        "for _ in range(8): state = lbfgs.iterate(state, objective, 0.0)\n"
+        "print(hashlib.sha256(state.params_P.tobytes()).hexdigest())"
+    )
+    shas = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"OPENBLAS_NUM_THREADS": threads},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads in ("1", "2")
+    }
+    assert len(shas) == 1
