@@ -5,7 +5,7 @@ from rich.console import Console
 from services.cli.job_view import STAGE_TITLES, duration_s
 from services.cli.session import make_table, shown_share
 from services.contracts.jobs import TrainingJob
-from services.contracts.models import Evaluation, ModelVersion, ParentComparison
+from services.contracts.models import Evaluation, FitReport, ModelVersion, ParentComparison
 
 
 def print_job_summary(
@@ -37,11 +37,27 @@ def print_version(console: Console, version: ModelVersion) -> None:
     if version.evaluation is not None:
         console.print()
         _print_evaluation(console, version.evaluation)
+    if version.fit is not None:
+        _print_fit(console, version.fit)
     if version.parent_comparison is not None:
         _print_comparison(console, version.parent_comparison)
     console.print(
         f"\nModel [bold]{version.model_name}[/] version [bold]{version.version}[/]: {version.backbone}, "
         f"{len(version.labels)} classes, {version.train_image_count} training images, job {version.job_id}"
+    )
+
+
+def _print_fit(console: Console, fit: FitReport) -> None:
+    if fit.trials:
+        rows = [
+            (f"{trial.weight_decay:.3g}", f"{trial.validation_loss:.4f}", shown_share(trial.validation_accuracy))
+            for trial in fit.trials
+        ]
+        console.print()
+        console.print(make_table(("Weight decay", "Validation loss", "Validation accuracy"), rows))
+    console.print(
+        f"Trained in {fit.epochs} epochs with weight decay {fit.weight_decay:.3g}; temperature {fit.temperature:.2f}",
+        markup=False,
     )
 
 

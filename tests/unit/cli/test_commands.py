@@ -41,7 +41,16 @@ def test_clients_commands_import_nothing_of_the_server(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["nonsense"], ["train"], ["train", "x", "--epochs", "many"], ["predict", "m"], ["jobs", "show"]]
+    "arguments",
+    [
+        ["nonsense"],
+        ["train"],
+        ["train", "x", "--epochs", "many"],
+        ["train", "x", "--parent-version", "1"],
+        ["train", "x", "--parent", "m", "--rename-class", "old"],
+        ["predict", "m"],
+        ["jobs", "show"],
+    ],
 )
 def test_wrong_usage_is_exit_status_2(arguments: list[str]) -> None:
     assert run_command(*arguments, environment=NOBODY).returncode == 2
