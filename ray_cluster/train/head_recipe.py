@@ -30,12 +30,11 @@ import numpy.typing as npt
 
 from ray_cluster.train.lbfgs import Vector
 from ray_cluster.vision.tails import Tail
-from services.contracts.jobs import TrainingJobSpec
+from services.contracts.jobs import DEFAULT_WEIGHT_DECAY, TrainingJobSpec
 
 STD_FLOOR = 0.01
 TOLERANCE = 1e-6
 """L-BFGS ends when an iteration lowers the objective by less than this share of it."""
-DEFAULT_WEIGHT_DECAY = 0.05
 WEIGHT_DECAYS = tuple(float(10.0 ** (exponent / 4)) for exponent in range(2, -15, -1))
 """What `auto` tries: four to a power of ten, from 3.2 to 0.0003."""
 VIEWS = {"off": (0,), "light": (0, 1)}

@@ -10,6 +10,8 @@ from services.contracts.backbones import BACKBONES, MAX_IMAGE_SIZE, BackboneName
 from services.contracts.base import Contract, ResourceName, Sha256, StoredContract, stored
 from services.contracts.ids import DatasetId, JobId, TrunkId
 
+DEFAULT_WEIGHT_DECAY = 0.05
+
 
 class WeightsUri(Contract):
     """Pretrained weights in a file: a Keras `.h5` or `.weights.h5` of the backbone, with or without its top."""
@@ -131,7 +133,7 @@ class TrainingJobSpec(Contract):
         description="At most so many passes over the training images; the head mostly converges in 30 to 60.",
     )
     weight_decay: Annotated[float, Field(ge=0, le=100)] | Literal["auto"] = Field(
-        default=0.05,
+        default=DEFAULT_WEIGHT_DECAY,
         description="L2 penalty on the head's weights, relative to the mean cross-entropy. `auto` tries many and takes "
         "the one of the lowest loss on the validation images; the version's `fit` has what each gave.",
         examples=[0.05, "auto"],

@@ -109,3 +109,17 @@ def test_a_version_is_retrained_on_more_images_and_other_classes(attempts: Attem
     assert attempts.run(cold) == 0, attempts.log(cold)
     assert attempts.model(cold).evaluation is not None
     assert epochs(attempts, retrained) <= epochs(attempts, cold)
+
+
+def test_a_version_says_what_its_search_has_found(attempts: Attempts, first: Path) -> None:
+    job = attempts.accept(first, "searched", seed=3, weight_decay="auto")
+    assert attempts.run(job) == 0, attempts.log(job)
+    report = attempts.model(job).fit
+    assert report is not None
+    best = min(report.trials, key=lambda trial: trial.validation_loss)
+    assert report.weight_decay == best.weight_decay
+    assert report.epochs > sum(trial.epochs for trial in report.trials)
+    assert report.temperature != 1
+    evaluation = attempts.model(job).evaluation
+    assert evaluation is not None
+    assert evaluation.uncalibrated_error not in (None, evaluation.calibration_error)
