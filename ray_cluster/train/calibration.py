@@ -25,12 +25,12 @@ def fit_temperature(logits_NK: npt.NDArray[np.float32], labels_N: npt.NDArray[np
     The images must not be among those that the logits' head was trained on. Minimises their cross-entropy, with a prior
     that keeps it near 1 while they are few, by a search over ever finer grids: equal arguments give equal bits.
     """
-    logits_NK = logits_NK.astype(np.float64)
+    exact_NK = logits_NK.astype(np.float64)
     low, high = -math.log(LARGEST_TEMPERATURE), math.log(LARGEST_TEMPERATURE)
     best = 0.0
     for _ in range(_ROUNDS):
         grid = np.linspace(low, high, _STEPS + 1)
-        best = float(min(grid, key=lambda log_temperature: _cost(logits_NK, labels_N, float(log_temperature))))
+        best = float(min(grid, key=lambda log_temperature: _cost(exact_NK, labels_N, float(log_temperature))))
         step = (high - low) / _STEPS
         low, high = max(low, best - step), min(high, best + step)
     return math.exp(best)

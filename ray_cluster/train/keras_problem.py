@@ -240,7 +240,8 @@ def _gradient(
     with tf.GradientTape() as tape:
         tape.watch((kernel_DK, bias_K))
         loss, accuracy = _weighted_quality(tf.matmul(features_ND, kernel_DK) + bias_K, labels_N, weights_N)
-    return loss, accuracy, *tape.gradient(loss, (kernel_DK, bias_K))
+    of_kernel_DK, of_bias_K = tape.gradient(loss, (kernel_DK, bias_K))
+    return loss, accuracy, tf.convert_to_tensor(of_kernel_DK), tf.convert_to_tensor(of_bias_K)
 
 
 @tf.function(autograph=False, input_signature=_SIGNATURE)
