@@ -17,8 +17,8 @@ from ray_cluster.train.features import FeatureWork, compute_shard
 from ray_cluster.train.inspection import Inspected, inspect_files
 from ray_cluster.train.listing import ListedFile
 from ray_cluster.train.machines import Place, count_cores
-from services.contracts.jobs import Stage
 from ray_cluster.train.work import Done, Watch
+from services.contracts.jobs import Stage
 from services.contracts.models import TrunkManifest, TrunkRecipe
 from services.runtime.objects import open_store
 
