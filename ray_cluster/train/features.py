@@ -8,13 +8,13 @@ Array axes: N row, D feature, V view.
 """
 
 import hashlib
-import itertools
 import json
 import logging
+import math
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from ray_cluster.train.read_ahead import Wanted, read_ahead
 from ray_cluster.vision import images
 from ray_cluster.vision.engines import Engine, load_engine
 from services.contracts import names
@@ -34,8 +35,9 @@ from services.runtime.objects import ObjectInfo, ObjectStore
 
 SHARD_ROWS = 256
 """Rows of a full shard: 1.3 MB at 1280 features, a few seconds of one core."""
+MIN_SHARD_ROWS = 32
+"""Work is not divided into smaller shards than this for the sake of idle cores."""
 _READERS = 8
-_PREFETCH = 8
 _HEADER_GUESS_BYTES = 2048
 _HEADER_LENGTH_BYTES = 8
 
@@ -172,24 +174,32 @@ def _read_features(store: ObjectStore, shard_key: str, feature_dim: int) -> Feat
 # --- computing what is missing ---
 
 
-def plan(index: FeatureIndex, images_and_views: Iterable[tuple[ImageRecord, Sequence[int]]]) -> list[FeatureWork]:
-    """Shards for all rows that are not cached, in the images' order. All views of an image go into one shard, so it is
-    read and decoded once."""
+def plan(
+    index: FeatureIndex, images_and_views: Iterable[tuple[ImageRecord, Sequence[int]]], parallelism: int
+) -> list[FeatureWork]:
+    """Shards for all rows that are not cached, in the images' order, of equal size.
+
+    There are as many for each of `parallelism` tasks that run at a time, so that all end together. All views of an
+    image go into one shard, so it is read and decoded once.
+    """
     todo: list[tuple[ImageRecord, list[int]]] = []
     for image, views in images_and_views:
         missing = [view for view in views if index.missing([FeatureKey(image.sha256, view)])]
         if missing:
             todo.append((image, missing))
-    works: list[FeatureWork] = []
-    current: list[tuple[ImageRecord, list[int]]] = []
-    rows = 0
-    for item in todo:
-        if current and rows + len(item[1]) > SHARD_ROWS:
-            works.append(FeatureWork(current))
-            current, rows = [], 0
-        current.append(item)
-        rows += len(item[1])
-    return [*works, FeatureWork(current)] if current else works
+    row_count = sum(len(views) for _, views in todo)
+    works = [FeatureWork([]) for _ in range(_shard_count(row_count, parallelism))]
+    row = 0
+    for image, views in todo:
+        works[row * len(works) // row_count].images.append((image, views))
+        row += len(views)
+    return [work for work in works if work.images]
+
+
+def _shard_count(row_count: int, parallelism: int) -> int:
+    least = math.ceil(row_count / SHARD_ROWS)
+    even = math.ceil(least / parallelism) * parallelism
+    return max(least, min(even, row_count // MIN_SHARD_ROWS))
 
 
 def compute_shard(store: ObjectStore, source: ObjectStore, trunk: TrunkManifest, work: FeatureWork) -> None:
@@ -200,12 +210,9 @@ def compute_shard(store: ObjectStore, source: ObjectStore, trunk: TrunkManifest,
     engine = _engine(store, trunk)
     keys: list[FeatureKey] = []
     rows: list[FeaturesND] = []
-    for (image, views), data in zip(work.images, _prefetch(source, work), strict=True):
-        if data is None or hashlib.sha256(data).hexdigest() != image.sha256:
-            raise CallerError(
-                f"{image.path} changed while the job was running: leave the dataset's files alone, and start again",
-                {"path": image.path},
-            )
+    files = read_ahead(source.get, [Wanted(image.path, image.size_bytes) for image, _ in work.images])
+    for (image, views), file in zip(work.images, files, strict=True):
+        data = _unchanged(image, file)
         try:
             image_HWC = images.decode(data, trunk.image_size)
         except ImageRejected as error:  # preflight decoded these very bytes: a bug, or a broken machine
@@ -216,22 +223,17 @@ def compute_shard(store: ObjectStore, source: ObjectStore, trunk: TrunkManifest,
     store.put(names.feature_shard(trunk.trunk_id, shard_sha256(keys)), encode_shard(keys, np.concatenate(rows)))
 
 
-def _prefetch(source: ObjectStore, work: FeatureWork) -> Iterator[bytes | None]:
-    """The images' bytes in order, a few read ahead; None for a file that is gone."""
-
-    def fetch(item: tuple[ImageRecord, list[int]]) -> bytes | None:
-        try:
-            return source.get(item[0].path)
-        except NotFound:
-            return None
-
-    with ThreadPoolExecutor(_PREFETCH) as readers:
-        waiting = iter(work.images)
-        ahead = [readers.submit(fetch, item) for item in itertools.islice(waiting, _PREFETCH)]
-        while ahead:
-            data = ahead.pop(0).result()
-            ahead.extend(readers.submit(fetch, item) for item in itertools.islice(waiting, 1))
-            yield data
+def _unchanged(image: ImageRecord, file: Future[bytes]) -> bytes:
+    try:
+        data = file.result()
+    except NotFound:
+        data = None
+    if data is None or hashlib.sha256(data).hexdigest() != image.sha256:
+        raise CallerError(
+            f"{image.path} changed while the job was running: leave the dataset's files alone, and start again",
+            {"path": image.path},
+        )
+    return data
 
 
 _engines: dict[tuple[str, TrunkId], Engine] = {}

@@ -2,10 +2,12 @@
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from ray_cluster.train.listing import ListedFile
+from ray_cluster.train.read_ahead import Wanted, read_ahead
 from ray_cluster.vision import images
 from services.contracts.base import Sha256
 from services.contracts.datasets import IMAGE_SUFFIXES, QuarantineReason
@@ -39,10 +41,14 @@ Inspected = UsableImage | RejectedFile
 
 def inspect_files(source: ObjectStore, files: Sequence[ListedFile]) -> list[Inspected]:
     """Reads and fully decodes each file, one at a time. Raises `ObjectStoreUnavailable`; a bad file is a result."""
-    return [_inspect(source, file) for file in files]
+    refused = [_refuse_unread(file) for file in files]
+    to_read = [file for file, rejected in zip(files, refused, strict=True) if rejected is None]
+    contents = read_ahead(source.get, [Wanted(file.path, file.size_bytes) for file in to_read])
+    return [rejected or _inspect(file, next(contents)) for file, rejected in zip(files, refused, strict=True)]
 
 
-def _inspect(source: ObjectStore, file: ListedFile) -> Inspected:
+def _refuse_unread(file: ListedFile) -> RejectedFile | None:
+    """The verdict on a file that its listing alone rules out."""
     suffix = PurePosixPath(file.path).suffix.lower()
     if suffix not in IMAGE_SUFFIXES:
         accepted = ", ".join(sorted(IMAGE_SUFFIXES))
@@ -52,8 +58,12 @@ def _inspect(source: ObjectStore, file: ListedFile) -> Inspected:
     if file.size_bytes > images.MAX_BYTES:
         message = f"the file has {file.size_bytes} bytes: at most {images.MAX_BYTES} are read"
         return RejectedFile(file, QuarantineReason.TOO_LARGE, message)
+    return None
+
+
+def _inspect(file: ListedFile, content: Future[bytes]) -> Inspected:
     try:
-        data = source.get(file.path)
+        data = content.result()
         size = images.inspect(data)
     except (NotFound, SourceUnreadable) as error:
         return RejectedFile(file, QuarantineReason.UNREADABLE, f"the file was listed and cannot be read: {error}")

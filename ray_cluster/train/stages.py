@@ -102,7 +102,7 @@ def run_features(
         stage.found_trunk(trunk.trunk_id)
         with stage.working():
             index = FeatureIndex.load(context.store, trunk.trunk_id)
-            works = features.plan(index, fit_data.views_needed(manifest, spec))
+            works = features.plan(index, fit_data.views_needed(manifest, spec), context.parallelism)
         total = sum(len(work.images) for work in works)
         if not works:
             stage.skip()

@@ -177,7 +177,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             layer = image.convert("RGBA")
             white = Image.new("RGBA", layer.size, "white")
             return Image.alpha_composite(white, layer).convert("RGB")
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     except _DECODER_ERRORS as error:
         message = f"images in Pillow mode {image.mode!r} cannot be read as RGB ({error}): save it as RGB or greyscale"
         raise _rejected(QuarantineReason.NOT_AN_IMAGE, message) from error

@@ -89,16 +89,35 @@ def test_a_shard_with_a_long_header_is_read(store: ObjectStore) -> None:
     assert FeatureIndex.load(store, TRUNK).missing([key(1), key(2)]) == []
 
 
-@given(count=st.integers(0, 700), views=st.sampled_from([(0,), (0, 1)]), cached=st.sets(st.integers(0, 700)))
-def test_the_plan_has_every_missing_row_once(count: int, views: tuple[int, ...], cached: set[int]) -> None:
+@given(
+    count=st.integers(0, 700),
+    views=st.sampled_from([(0,), (0, 1)]),
+    cached=st.sets(st.integers(0, 700)),
+    parallelism=st.integers(1, 40),
+)
+def test_the_plan_has_every_missing_row_once(
+    count: int, views: tuple[int, ...], cached: set[int], parallelism: int
+) -> None:
     index = FeatureIndex({key(each): features._Row("shard", 0) for each in cached})
-    works = features.plan(index, [(image(each), views) for each in range(count)])
+    works = features.plan(index, [(image(each), views) for each in range(count)], parallelism)
     planned = [(record.path, view) for work in works for record, todo in work.images for view in todo]
     assert planned == [
         (image(each).path, view) for each in range(count) for view in views if view != 0 or each not in cached
     ]
-    assert all(sum(len(todo) for _, todo in work.images) <= features.SHARD_ROWS for work in works)
-    assert len(works) <= len(planned) // (features.SHARD_ROWS - 1) + 1
+    sizes = [sum(len(todo) for _, todo in work.images) for work in works]
+    assert all(size < features.SHARD_ROWS + len(views) for size in sizes)
+    assert not sizes or max(sizes) - min(sizes) <= 2 * len(views)
+
+
+@pytest.mark.parametrize(
+    ("rows", "parallelism", "shards"),
+    [(500, 2, 2), (600, 2, 4), (2000, 2, 8), (2000, 16, 16), (100, 16, 3), (20, 16, 1), (256, 1, 1), (257, 1, 2)],
+)
+def test_every_core_gets_the_same_number_of_shards_unless_they_would_be_tiny(
+    rows: int, parallelism: int, shards: int
+) -> None:
+    works = features.plan(FeatureIndex({}), [(image(each), (0,)) for each in range(rows)], parallelism)
+    assert len(works) == shards
 
 
 def test_a_shards_name_does_not_depend_on_the_order_of_its_rows() -> None:
