@@ -19,7 +19,7 @@ from services.runtime.objects import ObjectStore
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SplitFeatures:
-    """A split's images as features, one row per image and view: all images as they are first, then all mirrored."""
+    """A split's images as features, one row per image and view: all images as they are first, then view by view."""
 
     features_ND: npt.NDArray[np.float32]
     labels_N: npt.NDArray[np.int64]

@@ -37,8 +37,8 @@ TOLERANCE = 1e-6
 """L-BFGS ends when an iteration lowers the objective by less than this share of it."""
 WEIGHT_DECAYS = tuple(float(10.0 ** (exponent / 4)) for exponent in range(2, -15, -1))
 """What `auto` tries: four to a power of ten, from 3.2 to 0.0003."""
-VIEWS = {"off": (0,), "light": (0, 1)}
-"""By `augmentation`: the views of each training image."""
+VIEWS = {"off": (0,), "light": (0, 1), "strong": tuple(range(8))}
+"""By `augmentation`: the views of each training image, indices of `images.VIEWS`."""
 
 
 @dataclass(frozen=True, slots=True)

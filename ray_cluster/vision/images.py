@@ -66,8 +66,35 @@ _EXIF_ORIENTATION = 0x0112
 
 ImageHWC = npt.NDArray[np.uint8]
 
-VIEW_COUNT = 2
-"""How many views `view` knows."""
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One fixed augmentation: a square cut out and enlarged, colours changed, and the whole mirrored."""
+
+    left: float = 0
+    """Of the square cut out, as a share of the image's side."""
+    top: float = 0
+    """As `left`."""
+    side: float = 1
+    """As `left`."""
+    contrast_percent: int = 100
+    """Of each value's distance from middle grey."""
+    brightness: int = 0
+    """Grey levels added."""
+    mirrored: bool = False
+
+
+VIEWS = (
+    View(),
+    View(mirrored=True),
+    View(left=0, top=0, side=0.8),
+    View(left=0.2, top=0.2, side=0.8, mirrored=True),
+    View(left=0.2, top=0, side=0.8),
+    View(left=0, top=0.2, side=0.8, mirrored=True),
+    View(contrast_percent=130, brightness=16),
+    View(contrast_percent=70, brightness=-16, mirrored=True),
+)
+"""What `view` knows, by index. The cache of features names views by index: never change one, only add."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,17 +137,24 @@ def decode(data: bytes, size: int) -> ImageHWC:
 
 
 def view(image_HWC: ImageHWC, index: int) -> ImageHWC:
-    """One of an image's fixed augmentations: 0 is the image itself, 1 its mirror image.
+    """One of an image's fixed augmentations, `VIEWS[index]`; 0 is the image itself, 1 its mirror image.
 
-    Raises `ValueError` for any other index.
+    A pure function of its arguments. Raises `ValueError` for an unknown index.
     """
-    match index:
-        case 0:
-            return image_HWC
-        case 1:
-            return np.ascontiguousarray(image_HWC[:, ::-1])
-        case _:
-            raise ValueError(f"there is no view {index}: use 0 to {VIEW_COUNT - 1}")
+    if not 0 <= index < len(VIEWS):
+        raise ValueError(f"there is no view {index}: use 0 to {len(VIEWS) - 1}")
+    recipe = VIEWS[index]
+    if recipe.side != 1:
+        height, width = image_HWC.shape[:2]
+        left, top = recipe.left * width, recipe.top * height
+        box = (left, top, left + recipe.side * width, top + recipe.side * height)
+        cut = Image.fromarray(image_HWC).resize((width, height), Image.Resampling.BILINEAR, box=box)
+        image_HWC = np.array(cut, dtype=np.uint8)
+    if recipe.contrast_percent != 100 or recipe.brightness:
+        levels = np.arange(256)
+        levels = 128 + (levels - 128) * recipe.contrast_percent // 100 + recipe.brightness
+        image_HWC = np.clip(levels, 0, 255).astype(np.uint8)[image_HWC]
+    return np.ascontiguousarray(image_HWC[:, ::-1]) if recipe.mirrored else image_HWC
 
 
 def _open(data: bytes) -> Image.Image:

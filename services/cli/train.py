@@ -80,7 +80,7 @@ def train(
     weight_decay: Annotated[
         str | None, typer.Option(help="L2 penalty on the head's weights; `auto` finds the best of many.")
     ] = None,
-    augmentation: Annotated[str | None, typer.Option(help="`off` or `light`.")] = None,
+    augmentation: Annotated[str | None, typer.Option(help="`off`, `light` or `strong`.")] = None,
     class_weighting: Annotated[str | None, typer.Option(help="`none` or `balanced`.")] = None,
     validation_fraction: Annotated[
         float | None, typer.Option(help="Share held out where there is no validation split.")

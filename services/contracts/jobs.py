@@ -138,8 +138,10 @@ class TrainingJobSpec(Contract):
         "the one of the lowest loss on the validation images; the version's `fit` has what each gave.",
         examples=[0.05, "auto"],
     )
-    augmentation: Literal["off", "light"] = Field(
-        default="off", description="`light` also trains on each image's mirror image."
+    augmentation: Literal["off", "light", "strong"] = Field(
+        default="off",
+        description="`light` also trains on each image's mirror image; `strong` on seven fixed views of it: mirrored, "
+        "cut at four corners, brighter and paler. The trunk runs once for each view, ever.",
     )
     class_weighting: Literal["none", "balanced"] = Field(
         default="none", description="`balanced` weights each class by the inverse of its share of the images."

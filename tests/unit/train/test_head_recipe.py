@@ -1,11 +1,14 @@
 """The recipe's arithmetic: standardising, weighting, and folding it all into a tail."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_cluster.train import head_recipe
+from ray_cluster.vision import images
 from ray_cluster.vision.tails import Tail
 from services.contracts.ids import DatasetId
 from services.contracts.jobs import TrainingJobSpec
@@ -53,3 +56,11 @@ def test_a_parent_without_a_common_class_gives_no_start() -> None:
     tail = Tail(np.ones((7, 2), np.float32), np.ones(2, np.float32))
     standard = head_recipe.Standardisation(np.zeros(7), np.ones(7))
     assert head_recipe.start_from(tail, ["x", "y"], ["a", "b"], standard) is None
+
+
+def test_every_augmentation_begins_with_the_image_itself_and_names_views_that_exist() -> None:
+    assert set(head_recipe.VIEWS) == set(get_args(TrainingJobSpec.model_fields["augmentation"].annotation))
+    for views in head_recipe.VIEWS.values():
+        assert views[0] == 0
+        assert len(set(views)) == len(views)
+        assert set(views) <= set(range(len(images.VIEWS)))

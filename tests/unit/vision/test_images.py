@@ -189,9 +189,38 @@ def test_view_one_is_the_mirror_image() -> None:
     pixels = images.decode(encoded(scene(64, 64), "PNG"), 16)
     assert images.view(pixels, 0) is pixels
     assert (images.view(pixels, 1) == pixels[:, ::-1]).all()
-    assert images.view(pixels, 1).flags.c_contiguous
-    with pytest.raises(ValueError, match="no view 2"):
-        images.view(pixels, images.VIEW_COUNT)
+
+
+@pytest.mark.parametrize("index", range(len(images.VIEWS)))
+def test_every_view_is_a_picture_of_its_own(index: int) -> None:
+    pixels = images.decode(encoded(scene(64, 64), "PNG"), 48)
+    before = pixels.copy()
+    seen = images.view(pixels, index)
+    assert (seen.shape, seen.dtype, seen.flags.c_contiguous) == (pixels.shape, np.uint8, True)
+    assert np.array_equal(seen, images.view(pixels, index))
+    assert np.array_equal(pixels, before)
+    others = [images.view(pixels, other) for other in range(len(images.VIEWS)) if other != index]
+    assert all(np.abs(seen.astype(int) - other.astype(int)).mean() > 2 for other in others)
+
+
+def test_a_crop_shows_its_part_of_the_image() -> None:
+    pixels = images.decode(encoded(scene(100, 100), "PNG"), 100)
+    part = Image.fromarray(pixels[20:, :80]).resize((100, 100), Image.Resampling.BILINEAR)
+    assert_close(images.view(pixels, 5)[:, ::-1], np.asarray(part), mean=0)
+
+
+def test_brightness_and_contrast_stay_in_range() -> None:
+    greys = np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(16, 16, 3)
+    bright, pale = images.view(greys, 6).ravel()[::3], images.view(greys, 7)[:, ::-1].ravel()[::3]
+    assert (bright.min(), bright.max(), bright[128]) == (0, 255, 144)
+    assert (pale.min(), pale.max(), pale[128]) == (22, 200, 112)
+    assert (np.diff(bright.astype(int)) >= 0).all()
+
+
+@pytest.mark.parametrize("index", [-1, len(images.VIEWS)])
+def test_an_unknown_view_is_refused(index: int) -> None:
+    with pytest.raises(ValueError, match=f"no view {index}"):
+        images.view(np.zeros((4, 4, 3), np.uint8), index)
 
 
 def test_decoding_in_threads_gives_the_same_pixels() -> None:
