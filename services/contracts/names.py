@@ -111,7 +111,7 @@ def features_prefix(trunk_id: TrunkId) -> str:
 
 
 def feature_shard(trunk_id: TrunkId, shard_sha256: str) -> str:
-    """Features of many images, named by what is in it."""
+    """Features of many images, named by what is in it and the engine that computed it."""
     return f"features/{trunk_id}/{shard_sha256}.safetensors"
 
 

@@ -7,7 +7,10 @@ from services.contracts.errors import CorruptObject
 from services.contracts.models import TrunkManifest
 from services.runtime.objects.protocol import ObjectStore
 
-__all__ = ["Engine", "load_engine"]
+__all__ = ["ENGINE_ID", "Engine", "load_engine"]
+
+ENGINE_ID = f"{LiteRTEngine.name}-{LiteRTEngine.version}"
+"""The engine that `load_engine` takes, with its version: equal ids give equal bits on one kind of device."""
 
 
 def load_engine(store: ObjectStore, trunk: TrunkManifest, threads: int = 1) -> Engine:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ray_cluster.train import features
 from ray_cluster.train.features import FeatureIndex, FeatureKey
+from ray_cluster.vision.engines import ENGINE_ID
 from services.contracts import names
 from services.contracts.datasets import ImageRecord, Split
 from services.contracts.ids import TrunkId
@@ -70,6 +71,20 @@ def test_another_trunks_features_are_not_mixed_in(store: ObjectStore) -> None:
     assert len(FeatureIndex.load(store, TrunkId("e" * 64))) == 0
 
 
+@pytest.mark.parametrize("engine", ["litert-0.1", "onnxruntime-1.0"])
+def test_another_engines_features_are_not_mixed_in(store: ObjectStore, engine: str) -> None:
+    put_shard(store, [key(1)])
+    keys = [key(1), key(2)]
+    others = names.feature_shard(TRUNK, features.shard_sha256(keys, engine))
+    store.put(others, features.encode_shard(keys, np.stack([row(each) + 1 for each in keys]), engine))
+    index = FeatureIndex.load(store, TRUNK)
+    assert index.missing(keys) == [key(2)]
+    assert np.array_equal(index.read(store, [key(1)], DIM), row(key(1))[np.newaxis])
+    put_shard(store, keys)
+    assert FeatureIndex.load(store, TRUNK).missing(keys) == []
+    assert store.head(others) is not None
+
+
 @pytest.mark.parametrize(
     "damage", [lambda data: data[:-3], lambda data: data[:20], lambda data: b"", lambda data: b"x" * 500]
 )
@@ -85,7 +100,7 @@ def test_a_shard_with_a_long_header_is_read(store: ObjectStore) -> None:
     from safetensors.numpy import load, save
 
     name = put_shard(store, [key(1), key(2)])
-    store.put(name, save(load(store.get(name)), {"note": "n" * 5000}))
+    store.put(name, save(load(store.get(name)), {"note": "n" * 5000, "engine": ENGINE_ID}))
     assert FeatureIndex.load(store, TRUNK).missing([key(1), key(2)]) == []
 
 
