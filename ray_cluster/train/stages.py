@@ -102,7 +102,8 @@ def run_features(
         stage.found_trunk(trunk.trunk_id)
         with stage.working():
             index = FeatureIndex.load(context.store, trunk.trunk_id)
-            works = features.plan(index, fit_data.views_needed(manifest, spec), context.parallelism)
+            at_a_time = context.parallelism.count(context.capacity.place)
+            works = features.plan(index, fit_data.views_needed(manifest, spec), at_a_time)
         total = sum(len(work.images) for work in works)
         if not works:
             stage.skip()
