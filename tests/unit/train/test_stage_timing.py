@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from ray_cluster.train.capacity import CapacityWatch
+from ray_cluster.train.cluster import Parallelism
 from ray_cluster.train.context import AttemptContext, running
 from ray_cluster.train.reporter import Reporter
 from ray_cluster.train.work import Span
 from services.contracts import names
 from services.contracts.base import utc_now
 from services.contracts.ids import JobId, TrunkId
-from services.contracts.jobs import JobKind, JobRecord, ProgressRecord, Stage, StageTiming
+from services.contracts.jobs import JobKind, JobRecord, ProgressRecord, Resources, Stage, StageTiming
 from services.runtime.objects import open_store
 
 JOB = JobId("job_1")
@@ -22,7 +24,9 @@ TRUNK = TrunkId("ab" * 32)
 def context(tmp_path: Path) -> AttemptContext:
     store = open_store(tmp_path.as_uri())
     record = JobRecord(job_id=JOB, kind=JobKind.TRAIN, model_name="m", created_at=utc_now(), spec=None, source_uri=None)
-    return AttemptContext(tmp_path.as_uri(), store, record, 1, Reporter(store, JOB, 1), parallelism=1)
+    reporter = Reporter(store, JOB, 1)
+    capacity, parallelism = CapacityWatch(Resources(), reporter), Parallelism(1)
+    return AttemptContext(tmp_path.as_uri(), store, record, 1, reporter, capacity=capacity, parallelism=parallelism)
 
 
 def reports(context: AttemptContext) -> list[ProgressRecord]:
