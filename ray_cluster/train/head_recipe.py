@@ -17,7 +17,9 @@ on training and validation images together: it would be a waste not to learn fro
 
 Test accuracy with MobileNetV2, weight_decay 0.05, augmentation off, any seed: 0.740 on TrashNet (480 training images,
 6 classes) and 0.936 on the Grocery Store produce (386, 10 classes). Mirrored views: 0.720 and 0.934. AdamW on
-minibatches: 0.653 to 0.733 and 0.846 to 0.934, depending on seed and rate.
+minibatches: 0.653 to 0.733 and 0.846 to 0.934, depending on seed and rate. `auto`, seeds 0 to 2: 0.747, 0.740, 0.727
+and 0.934 each, in 0.8 to 1.8 times as many epochs as one fit; so it is not the default. The temperature lowers the
+calibration error from 0.16 to 0.12 to 0.15, and from 0.07 to 0.03 to 0.04.
 
 Array axes: N row, D feature, K class, P parameter (kernel, then bias).
 """
