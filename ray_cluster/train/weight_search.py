@@ -19,7 +19,7 @@ from ray_cluster.train import lbfgs
 from ray_cluster.train.lbfgs import LbfgsState
 from services.contracts.models import WeightDecayTrial
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-3
 """Ends a trial. Coarser than for what is published: validation losses of neighbours differ by more."""
 PATIENCE = 3
 """Trials in a row, each no better than the best, after which no weaker penalty is tried."""
