@@ -54,7 +54,7 @@ def iterate(state: LbfgsState, objective: Objective, tolerance: float) -> LbfgsS
     """
     direction_P = _direction(state)
     slope = _dot(state.gradient_P, direction_P)
-    length = 1.0 if len(state.steps_MP) else 1.0 / max(np.sqrt(_dot(state.gradient_P, state.gradient_P)), 1e-12)
+    length = 1.0 if len(state.steps_MP) else 1.0 / max(np.sqrt(_dot(state.gradient_P, state.gradient_P)), 1.0)
     for _ in range(MAX_BACKTRACKS):
         params_P = state.params_P + length * direction_P
         loss, gradient_P = objective(params_P)
