@@ -138,22 +138,23 @@ def test_the_drain_command_waits_for_the_node_to_be_empty(cluster: RayNodes, tmp
     head.start([sys.executable, "-c", _DRIVER, node.ip, leave.as_posix()], where)
     wait_for(lambda: f"tenant {node.node_id} {{}}" in head.log_text(), "the tenant")
 
-    def drain(deadline_s: int) -> subprocess.CompletedProcess[str]:
+    def drain(deadline_s: int) -> subprocess.Popen[str]:
         which = ["--ip", node.ip, "--address", cluster.address]
         command = [sys.executable, "-m", "ray_cluster.spot.drain", *which, "--deadline-s", str(deadline_s)]
-        return subprocess.run(command, env={**cluster.env, **where}, capture_output=True, text=True, timeout=WAIT_S)
+        return subprocess.Popen(command, env={**cluster.env, **where}, stdout=subprocess.PIPE, text=True)
 
     asked_at = time.time()
-    occupied = drain(3)
-    assert occupied.returncode == 1, occupied.stdout + occupied.stderr
-    wait_for(lambda: "\ndrains " in head.log_text(), "the drain to be seen")
+    occupied, _ = drain(3), wait_for(lambda: "\ndrains " in head.log_text(), "the drain to be seen")
+    assert (occupied.wait(WAIT_S), "spot.not_empty" in occupied.communicate()[0]) == (1, True)
     seen = re.search(r"\ndrains (\S+) (\d+)", head.log_text())
     assert seen is not None
     assert seen[1] == node.node_id
     assert asked_at < int(seen[2]) < time.time() + 3
-    leave.touch()
     emptied = drain(WAIT_S)
-    assert emptied.returncode == 0, emptied.stdout + emptied.stderr
+    assert emptied.stdout is not None
+    assert "spot.draining" in emptied.stdout.readline()
+    leave.touch()
+    assert (emptied.wait(WAIT_S), "spot.drained" in emptied.communicate()[0]) == (0, True)
     wait_for(lambda: cluster.node_states()[node.node_id] == "DEAD", "the node to end")
 
 
