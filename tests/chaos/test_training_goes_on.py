@@ -25,6 +25,7 @@ from tests.chaos.fits import (
     saved,
     trainers_in,
 )
+from tests.chaos.runner.report import CHECKPOINT_ON_ITS_WAY_S
 from tests.cluster.attempts import Attempts, kill, wait_until
 from tests.servers.ray_nodes import ROOT, Node, RayNodes, Role
 
@@ -68,7 +69,7 @@ def test_killed_trainers_are_replaced_by_standbys(
         assert 0 < recovery.epoch == newest.epoch
         assert EpochMetrics.model_validate(done[-1].data).epoch > recovery.epoch, "nothing was lost: a weak test"
         # Nothing that was done before the newest checkpoint was due is done again.
-        due = killed_at - timedelta(seconds=2 * CHECKPOINT_INTERVAL_S)
+        due = killed_at - timedelta(seconds=CHECKPOINT_INTERVAL_S + CHECKPOINT_ON_ITS_WAY_S)
         assert all(EpochMetrics.model_validate(each.data).epoch <= recovery.epoch for each in done if each.at < due)
     assert driver.wait(240) == 0, attempts.log(job)
     assert attempts.model(job).tail_sha256 == undisturbed
