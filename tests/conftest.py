@@ -2,6 +2,8 @@
 
 import signal
 
+import pytest
+
 pytest_plugins = [
     "tests.servers.s3",
     "tests.servers.postgres",
@@ -14,3 +16,11 @@ pytest_plugins = [
 # Started in the background, as some runners do, a process ignores Ctrl-C, and so would every process it starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes share the tests out, one has all that start a Ray cluster: two at a time are more than
+    two cores can bear. The others go file by file, with their fixtures."""
+    for item in items:
+        name = "cluster" if item.get_closest_marker("cluster") else item.path.as_posix()
+        item.add_marker(pytest.mark.xdist_group(name))

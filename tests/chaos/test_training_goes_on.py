@@ -62,15 +62,18 @@ def test_killed_trainers_are_replaced_by_standbys(
     job = attempts.accept(images, "trainer-killed", **ENDLESS)
     driver = attempts.start(job)
     wait_until(lambda: saved(attempts, job) and len(cluster.processes(Role.TRAINER)) > 1)
+    began_at = utc_now()
     for number in range(KILLS):
         kill_between_checkpoints(cluster, attempts, job)
-        killed_at, newest, done = utc_now(), saved(attempts, job)[-1], of_type(attempts, job, JobEventType.EPOCH)
+        killed_at, newest = utc_now(), saved(attempts, job)[-1]
+        done = [each for each in of_type(attempts, job, JobEventType.EPOCH) if each.at >= began_at]
         recovery = next_recovery(attempts, job, driver, after=number)
         assert 0 < recovery.epoch == newest.epoch
         assert EpochMetrics.model_validate(done[-1].data).epoch > recovery.epoch, "nothing was lost: a weak test"
         # Nothing that was done before the newest checkpoint was due is done again.
         due = killed_at - timedelta(seconds=CHECKPOINT_INTERVAL_S + CHECKPOINT_ON_ITS_WAY_S)
         assert all(EpochMetrics.model_validate(each.data).epoch <= recovery.epoch for each in done if each.at < due)
+        began_at = recovery.resumed_at
     assert driver.wait(240) == 0, attempts.log(job)
     assert attempts.model(job).tail_sha256 == undisturbed
     assert len(recoveries(attempts, job)) == KILLS
@@ -81,8 +84,8 @@ def test_training_goes_on_while_all_that_asks_for_it_is_replaced(
 ) -> None:
     """Train worker and controller, then the driver, and with it the attempt."""
     job = attempts.accept(images, "clients-killed", **ENDLESS)
-    first = attempts.start(job)
-    wait_until(lambda: epochs(attempts, job))
+    first = attempts.start(job, short_fit_s=0)
+    wait_until(lambda: epochs(attempts, job) and cluster.processes(Role.TRAIN_WORKER))
     for role in (Role.TRAIN_WORKER, Role.TRAIN_CONTROLLER):
         for process in cluster.processes(role):
             process.kill()

@@ -20,6 +20,8 @@ from tests.servers.ray_local import LocalRay
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
+LONG_CLASSES, LONG_PER_CLASS = 40, 10
+"""Of a job whose fit takes longer than Ray Train to start."""
 ALL_STAGES = [Stage.PREFLIGHT, Stage.FEATURES, Stage.FIT, Stage.EVALUATE, Stage.PUBLISH]
 
 
@@ -112,8 +114,8 @@ def test_a_job_whose_fit_worker_is_killed_ends_with_the_same_bits(
 
 def test_a_fit_that_turns_out_long_goes_on_under_ray_train(attempts: Attempts, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    for number, label in enumerate(40 * ("left", "right")):
-        picture = tmp_path / label / f"{number:03d}.png"
+    for number in range(LONG_CLASSES * LONG_PER_CLASS):
+        picture = tmp_path / f"class-{number % LONG_CLASSES:02d}" / f"{number:03d}.png"
         picture.parent.mkdir(exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (80, 80, 3), np.uint8)).save(picture)
     # Without a penalty on labels that say nothing, L-BFGS goes on for hundreds of epochs.

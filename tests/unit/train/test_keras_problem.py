@@ -1,7 +1,9 @@
 """The head's losses and gradients as TensorFlow computes them: right, and the same whoever computes the shards."""
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from ray_cluster.train import fit_loop, head_recipe, keras_problem
 from ray_cluster.train.fit_loop import FitSettings, FitState, Phase
@@ -16,7 +18,9 @@ COUNT = 2 * keras_problem.SHARD_ROWS + 100
 
 @pytest.fixture(scope="module", autouse=True)
 def deterministic() -> None:
-    keras_problem.make_deterministic()
+    """As `make_deterministic`, but for the threads: another test may have begun to compute in this process."""
+    tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(0)
 
 
 def make_rows(seed: int, count: int) -> Rows:
