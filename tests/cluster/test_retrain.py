@@ -71,10 +71,6 @@ def features_computed(attempts: Attempts, job: JobId) -> int:
     return max(totals)
 
 
-def epochs(attempts: Attempts, job: JobId) -> int:
-    return max(int(str(record.data["epoch"])) for record in attempts.records(job) if record.type is JobEventType.EPOCH)
-
-
 def test_a_version_is_retrained_on_more_images_and_other_classes(attempts: Attempts, first: Path, second: Path) -> None:
     original = attempts.accept(first, "tints", seed=3)
     assert attempts.run(original) == 0, attempts.log(original)
@@ -107,8 +103,9 @@ def test_a_version_is_retrained_on_more_images_and_other_classes(attempts: Attem
 
     cold = attempts.accept(second, "cold", seed=3)
     assert attempts.run(cold) == 0, attempts.log(cold)
-    assert attempts.model(cold).evaluation is not None
-    assert epochs(attempts, retrained) <= epochs(attempts, cold)
+    from_zero = attempts.model(cold).evaluation
+    assert from_zero is not None
+    assert from_zero.loss == pytest.approx(version.evaluation.loss, rel=0.05), "the optimum depends on the start"
 
 
 def test_a_version_says_what_its_search_has_found(attempts: Attempts, first: Path) -> None:
