@@ -20,7 +20,7 @@ from tests.servers.ray_local import LocalRay
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
-LONG_CLASSES, LONG_PER_CLASS = 40, 10
+LONG_CLASSES, LONG_PER_CLASS = 60, 20
 """Of a job whose fit takes longer than Ray Train to start."""
 ALL_STAGES = [Stage.PREFLIGHT, Stage.FEATURES, Stage.FIT, Stage.EVALUATE, Stage.PUBLISH]
 
