@@ -49,8 +49,7 @@ def decide(
     """After a look. `obstacles` says why a piece of work of `cpus` has no node at a place; None where it has one."""
     obstacle = obstacles(place)
     if obstacle is None:
-        over = None if wait.told is None else wait.told.model_copy(update={"over": True})
-        return Decision(Wait(), place, over)
+        return ended(wait, place)
     since = wait.since or now
     may_fall_back = place.market == "spot" and resources.on_demand_after_s is not None
     falls_back_at = since + timedelta(seconds=resources.on_demand_after_s or 0) if may_fall_back else None
@@ -67,6 +66,11 @@ def decide(
         on_demand_at=None if place.on_demand_counts else falls_back_at,
     )
     return Decision(Wait(since, told), place, None if told == wait.told else told)
+
+
+def ended(wait: Wait, place: Place) -> Decision:
+    """After the wait, which is told where its beginning was."""
+    return Decision(Wait(), place, None if wait.told is None else wait.told.model_copy(update={"over": True}))
 
 
 class CapacityWatch:
@@ -115,9 +119,7 @@ class CapacityWatch:
 
     def placed(self, stage: Stage) -> None:
         """Some of the work got done, or began."""
-        told = self._wait.told
-        report = None if told is None else told.model_copy(update={"over": True})
-        self._take(Decision(Wait(), self.place, report), stage)
+        self._take(ended(self._wait, self.place), stage)
 
     def has_node(self, cpus: float) -> bool:
         """Whether some node could take work of `cpus`; True while the head does not say."""

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
+from services.cli.server import BucketUri, migrated_database, server_settings
 from services.cli.session import AsJson, print_json, print_table, stderr
 from services.contracts.base import utc_now
-from services.runtime.database import Database
 from services.runtime.objects import open_store
 from services.runtime.settings import Settings
 from services.training.garbage.operations import Collected, collect, read_known, rules_of
@@ -21,9 +21,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def run(
-    bucket: Annotated[
-        str | None, typer.Option(help="s3://bucket/prefix or file:///folder. (REKINDLE_BUCKET)", metavar="URI")
-    ] = None,
+    bucket: BucketUri = None,
     database: Annotated[
         str | None,
         typer.Option(help="The gateways' database: what it refers to is kept. (REKINDLE_DATABASE_URL)", metavar="URL"),
@@ -36,8 +34,7 @@ def run(
     It may run beside gateways and jobs, and be stopped at any time. Exit status 1 when something in the bucket is
     damaged; what it may refer to is kept.
     """
-    given = {"bucket": bucket, "database_url": database}
-    settings = Settings(**{name: value for name, value in given.items() if value is not None})  # pyright: ignore[reportArgumentType]
+    settings = server_settings(bucket, database)
     collected = asyncio.run(_collect(settings, dry_run=dry_run))
     if as_json:
         print_json(collected)
@@ -50,13 +47,8 @@ def run(
 
 
 async def _collect(settings: Settings, *, dry_run: bool) -> Collected:
-    settings.home.mkdir(parents=True, exist_ok=True)
-    database = Database(settings.database_url)
-    try:
-        await database.migrate()
+    async with migrated_database(settings) as database:
         known = await read_known(database)
-    finally:
-        await database.close()
     return await collect(open_store(settings.bucket_uri), known, rules_of(settings, utc_now()), dry_run=dry_run)
 
 

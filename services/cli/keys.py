@@ -6,6 +6,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from services.cli.server import migrated_database
 from services.cli.session import AsJson, print_json, print_table, stderr
 from services.runtime.auth import Scope, create_key, list_keys, revoke_key
 from services.runtime.database import Database
@@ -17,14 +18,8 @@ Result = TypeVar("Result")
 
 def _on_database(work: Callable[[Database], Awaitable[Result]]) -> Result:
     async def run() -> Result:
-        settings = Settings()
-        settings.home.mkdir(parents=True, exist_ok=True)
-        database = Database(settings.database_url)
-        try:
-            await database.migrate()
+        async with migrated_database(Settings()) as database:
             return await work(database)
-        finally:
-            await database.close()
 
     return asyncio.run(run())
 

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from services.cli.server import BucketUri, migrated_database, server_settings
 from services.cli.session import AsJson, print_json, print_table, stderr
 from services.contracts.base import utc_now
-from services.runtime.database import Database
 from services.runtime.database.connections import parse_url
 from services.runtime.objects import open_store
 from services.runtime.settings import Settings
@@ -21,9 +21,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def run(
-    bucket: Annotated[
-        str | None, typer.Option(help="s3://bucket/prefix or file:///folder. (REKINDLE_BUCKET)", metavar="URI")
-    ] = None,
+    bucket: BucketUri = None,
     database: Annotated[
         str | None,
         typer.Option(help="The database to rebuild, empty or not. (REKINDLE_DATABASE_URL)", metavar="URL"),
@@ -40,8 +38,7 @@ def run(
     Unfinished jobs go on as soon as a gateway runs. What is in the database already stays, unless the bucket has it
     further on. API keys and Idempotency-Keys are not in the bucket. Exit status 1 when something could not be read.
     """
-    given = {"bucket": bucket, "database_url": database}
-    settings = Settings(**{name: value for name, value in given.items() if value is not None})  # pyright: ignore[reportArgumentType]
+    settings = server_settings(bucket, database)
     shown = parse_url(settings.database_url).render_as_string(hide_password=True)
     if not (dry_run or yes):
         typer.confirm(f"Restore {settings.bucket_uri} into {shown}?", abort=True, err=True)
@@ -61,13 +58,8 @@ async def _restore(settings: Settings, *, dry_run: bool, beside_gateways: bool) 
     with _Bars() as bars:
         if dry_run:
             return await restore(store, None, utc_now(), bars.advance)
-        settings.home.mkdir(parents=True, exist_ok=True)
-        database = Database(settings.database_url)
-        try:
-            await database.migrate()
+        async with migrated_database(settings) as database:
             return await restore(store, database, utc_now(), bars.advance, beside_gateways=beside_gateways)
-        finally:
-            await database.close()
 
 
 class _Bars:

@@ -144,7 +144,8 @@ def test_the_drain_command_waits_for_the_node_to_be_empty(cluster: RayNodes, tmp
         return subprocess.Popen(command, env={**cluster.env, **where}, stdout=subprocess.PIPE, text=True)
 
     asked_at = time.time()
-    occupied, _ = drain(3), wait_for(lambda: "\ndrains " in head.log_text(), "the drain to be seen")
+    occupied = drain(3)
+    wait_for(lambda: "\ndrains " in head.log_text(), "the drain to be seen")
     assert (occupied.wait(WAIT_S), "spot.not_empty" in occupied.communicate()[0]) == (1, True)
     seen = re.search(r"\ndrains (\S+) (\d+)", head.log_text())
     assert seen is not None
