@@ -51,3 +51,12 @@ class FitReturn(StoredContract):
     """Of a fit that failed."""
     span: Span | None = None
     """When it was at work, in the trainer that ended it."""
+
+
+class FitNews(StoredContract):
+    """What a fit's supervisor hears of it."""
+
+    said: list[str]
+    """Lines for the job's log, each told once."""
+    returned: FitReturn | None
+    """Its end."""

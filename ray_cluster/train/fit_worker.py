@@ -7,6 +7,7 @@ state, before it returns. All that the next stage needs is then in the bucket.
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -74,10 +75,12 @@ def warm_up() -> None:
     keras_problem.warm_up()
 
 
-def run(job: FitJob, control: FitControl, map_shards: ShardMap = compute_here) -> FitReturn:
-    """Fits the head. Never raises: what went wrong is in the result."""
+def run(
+    job: FitJob, control: FitControl, map_shards: ShardMap = compute_here, say: Callable[[str], None] = _log.info
+) -> FitReturn:
+    """Fits the head. Never raises: what went wrong is in the result. `say` gets the lines for the job's log."""
     try:
-        _fit(job, control, map_shards)
+        _fit(job, control, map_shards, say)
     except _Stopped as stopped:
         return FitReturn(end=stopped.end)
     except Exception as error:  # noqa: BLE001 - the edge of the process: every error is classified
@@ -108,13 +111,21 @@ def load(job: FitJob, map_shards: ShardMap = compute_here) -> FitProblem:
 class _Fit:
     """One run of a job's fit: what goes out of the loop, and what comes in between its steps."""
 
-    def __init__(self, store: ObjectStore, job: FitJob, control: FitControl, fingerprint: Fingerprint) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        job: FitJob,
+        control: FitControl,
+        fingerprint: Fingerprint,
+        say: Callable[[str], None],
+    ) -> None:
         self._store = store
         self._job = job
         self._control = control
         self._fingerprint = fingerprint
-        self._reporter = Reporter(store, job.job_id, control.identity.attempt)
-        self._reporting_for = control.identity.attempt
+        self._say = say
+        self._reporting_for = control.identity
+        self._reporter = self._reporter_for(control.identity)
         self._began_at = utc_now()
         self._resumed: FitState | None = None
         self._epoch_began_s = self._saved_s = time.monotonic()
@@ -207,14 +218,17 @@ class _Fit:
         self._background.run(partial(self._reports().warning, Stage.FIT, "checkpoint_delayed", message))
 
     def _reports(self) -> Reporter:
-        attempt = self._control.identity.attempt
-        if attempt != self._reporting_for:
-            self._reporter = Reporter(self._store, self._job.job_id, attempt)
-            self._reporting_for = attempt
+        identity = self._control.identity
+        if identity != self._reporting_for:
+            self._reporter = self._reporter_for(identity)
+            self._reporting_for = identity
         return self._reporter
 
+    def _reporter_for(self, identity: Identity) -> Reporter:
+        return Reporter(self._store, self._job.job_id, identity.attempt, term=identity.term, say=self._say)
 
-def _fit(job: FitJob, control: FitControl, map_shards: ShardMap) -> None:
+
+def _fit(job: FitJob, control: FitControl, map_shards: ShardMap, say: Callable[[str], None]) -> None:
     store = open_store(job.bucket_uri)
     loaded = load(job, map_shards)
     fingerprint = Fingerprint(
@@ -224,7 +238,7 @@ def _fit(job: FitJob, control: FitControl, map_shards: ShardMap) -> None:
         keras=keras.__version__,
         threads=THREADS,
     )
-    fit = _Fit(store, job, control, fingerprint)
+    fit = _Fit(store, job, control, fingerprint, say)
     try:
         state = fit.resume() or fit_loop.begin(loaded.problem, loaded.settings)
         finished = fit_loop.run(state, loaded.problem, loaded.settings, fit.after_epoch)

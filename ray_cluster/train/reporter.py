@@ -11,9 +11,10 @@ from collections.abc import Callable
 
 from pydantic import JsonValue
 
+from ray_cluster.train.fence import check_fence
 from services.contracts import names
 from services.contracts.base import utc_now
-from services.contracts.errors import RetryLater
+from services.contracts.errors import Fenced, RetryLater
 from services.contracts.ids import JobId
 from services.contracts.jobs import (
     CapacityWait,
@@ -29,6 +30,8 @@ from services.runtime.objects import ObjectStore
 
 PROGRESS_INTERVAL_S = 0.5
 EPOCH_INTERVAL_S = 0.2
+FENCE_INTERVAL_S = 1.0
+"""How long a trainer that was given up may go on reporting at most."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,16 +40,29 @@ class Reporter:
     """Writes an attempt's progress records. Safe for several threads.
 
     A store that is unavailable loses records and never stops the attempt: what must not be lost (outcome,
-    checkpoints, model) is written elsewhere.
+    checkpoints, model) is written elsewhere. With a `term`, which trainers have, nothing is written once a newer one
+    exists: a trainer that was thought lost and is not must not tell the job's story beside its successor.
     """
 
     def __init__(
-        self, store: ObjectStore, job_id: JobId, attempt: int, clock: Callable[[], float] = time.monotonic
+        self,
+        store: ObjectStore,
+        job_id: JobId,
+        attempt: int,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        term: int | None = None,
+        say: Callable[[str], None] = _log.info,
     ) -> None:
+        """`say` gets every record's message as well, for the job's log."""
         self._store = store
         self._job_id = job_id
         self._attempt = attempt
         self._clock = clock
+        self._term = term
+        self._say = say
+        self._fenced = False
+        self._fence_seen_at: float | None = None
         self._next_seq: int | None = None
         self._last_at: dict[JobEventType, float] = {}
         self._lock = threading.Lock()
@@ -97,13 +113,30 @@ class Reporter:
             return True
 
     def _write(self, kind: JobEventType, stage: Stage, message: str, data: dict[str, JsonValue]) -> None:
-        _log.info(message)
         with self._lock:
             try:
+                if self._is_fenced():
+                    return
+                self._say(message)
                 self._append(kind, stage, message, data)
             except RetryLater as error:
                 self._next_seq = None  # the record may have been written all the same
                 _log.warning("a progress record was lost: %s", error)
+
+    def _is_fenced(self) -> bool:
+        now = self._clock()
+        if self._term is None or self._fenced:
+            return self._fenced
+        if self._fence_seen_at is None or now - self._fence_seen_at >= FENCE_INTERVAL_S:
+            try:
+                check_fence(self._store, self._job_id, self._attempt, self._term)
+            except Fenced as error:
+                _log.info("reporting no more: %s", error)
+                self._fenced = True
+            except RetryLater:
+                return False  # then the record cannot be written either
+            self._fence_seen_at = now
+        return self._fenced
 
     def _append(self, kind: JobEventType, stage: Stage, message: str, data: dict[str, JsonValue]) -> None:
         seq = self._find_next_seq() if self._next_seq is None else self._next_seq

@@ -23,7 +23,7 @@ from ray_cluster.train.capacity import CapacityWatch
 from ray_cluster.train.failures import classify
 from ray_cluster.train.fence import raise_term, read_fence
 from ray_cluster.train.fit_control import Identity, Order
-from ray_cluster.train.fit_job import FitEnd, FitJob, FitReturn
+from ray_cluster.train.fit_job import FitEnd, FitJob, FitNews, FitReturn
 from ray_cluster.train.reporter import Reporter
 from ray_cluster.train.trainer import NotMine
 from ray_cluster.train.trainers import KnownTrainer
@@ -185,9 +185,11 @@ class Supervisor:
         saved = False
         while True:
             try:
-                returned = ray.get(leader.actor.wait.remote(*key, LOOK_S))
-                if returned is not None:
-                    return FitReturn.model_validate_json(str(returned))
+                news = FitNews.model_validate_json(str(ray.get(leader.actor.wait.remote(*key, LOOK_S))))
+                for line in news.said:
+                    _log.info(line)
+                if news.returned is not None:
+                    return news.returned
                 if self._only_while_short and time.monotonic() - began_s >= self._standby_after_s:
                     raise _TurnedOutLong
                 draining = _draining()

@@ -8,6 +8,7 @@ without a fit is a warm standby, and leaves after a while.
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ import ray
 from ray_cluster.spot.drains import DrainsUnknown, draining_nodes
 from ray_cluster.train.crew import Crew
 from ray_cluster.train.fit_control import FitControl, Identity, Order
-from ray_cluster.train.fit_job import FitEnd, FitJob, FitReturn
+from ray_cluster.train.fit_job import FitEnd, FitJob, FitNews, FitReturn
 from ray_cluster.train.lbfgs import Vector
 from ray_cluster.train.shards import Quantity, ShardResult, ShardTask
 from ray_cluster.train.work import Watch
@@ -30,6 +31,8 @@ ORPHANED_S = 5.0
 """Silence after which a trainer looks by itself whether its job still wants it."""
 GIVEN_UP_S = 300.0
 """Silence after which it saves, stops, and leaves the rest to whoever comes."""
+KEPT_LINES = 1000
+"""Of a job's log, while nobody asks for them; the newest."""
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +64,7 @@ class _RunningFit:
         self.job = job
         self.control = FitControl(identity)
         self.crew = Crew(job.job_id)
+        self.said: deque[str] = deque(maxlen=KEPT_LINES)
         self.returned: FitReturn | None = None
         self.ended = threading.Event()
 
@@ -68,7 +72,7 @@ class _RunningFit:
             watch = Watch()
             try:
                 with watch.working():
-                    returned = fit_worker.run(job, self.control, self.crew)
+                    returned = fit_worker.run(job, self.control, self.crew, self.said.append)
                 self.returned = returned.model_copy(update={"span": watch.spans[0]})
             finally:
                 self.ended.set()
@@ -79,6 +83,13 @@ class _RunningFit:
     @property
     def running(self) -> bool:
         return not self.ended.is_set()
+
+    def take_said(self) -> list[str]:
+        """What was said since the last call."""
+        lines: list[str] = []
+        while self.said:
+            lines.append(self.said.popleft())
+        return lines
 
 
 class Trainer:
@@ -132,8 +143,9 @@ class Trainer:
             self._fit = _RunningFit(job, identity)
             return True
 
-    def wait(self, job_id: JobId, attempt: int, term: int, timeout_s: float) -> str | None:
-        """The fit's end as `FitReturn` JSON, or None after `timeout_s`. Calling it keeps the fit wanted.
+    def wait(self, job_id: JobId, attempt: int, term: int, timeout_s: float) -> str:
+        """What there is to hear of the fit after `timeout_s` or at its end, as `FitNews` JSON. Calling it keeps the fit
+        wanted.
 
         Raises `NotMine`.
         """
@@ -141,10 +153,10 @@ class Trainer:
         fit.ended.wait(timeout_s)
         self._used_at_s = time.monotonic()
         fit.control.hear(Identity(attempt, term))
-        if fit.running:
-            return None
-        assert fit.returned is not None  # noqa: S101
-        return fit.returned.model_dump_json()
+        ended = not fit.running  # first: whatever was said by then is told with it
+        assert fit.returned is not None or not ended  # noqa: S101
+        news = FitNews(said=fit.take_said(), returned=fit.returned if ended else None)
+        return news.model_dump_json()
 
     def order(self, job_id: JobId, attempt: int, term: int, order: str) -> None:
         """Hands an order (`Order`) to the fit. Raises `NotMine`."""

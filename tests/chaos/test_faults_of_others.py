@@ -1,5 +1,6 @@
 """I7: what machines do is not held against the job, and an unreachable cluster is no reason to start anything twice."""
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -57,9 +58,10 @@ class Gateway:
     def driver(self, job_id: str, attempt: int) -> psutil.Process | None:
         """The process of the attempt, where it runs."""
         for process in self.cluster.processes(Role.JOB_DRIVER):
-            command = " ".join(process.cmdline())
-            if job_id in command and command.endswith(f"--attempt {attempt}"):
-                return process
+            with contextlib.suppress(psutil.NoSuchProcess):
+                command = " ".join(process.cmdline())
+                if job_id in command and command.endswith(f"--attempt {attempt}"):
+                    return process
         return None
 
     def submitted(self, job_id: str) -> list[str]:

@@ -106,7 +106,7 @@ async def test_a_job_whose_driver_is_killed_is_trained_published_and_deployed(
     assert done["state"] == "succeeded", (done, (await gateway.client.get(f"/v1/training-jobs/{job_id}/logs")).text)
     assert done["attempt"] == 2
     assert done["result"]["version"] == 1
-    assert "epoch" in (await gateway.client.get(f"/v1/training-jobs/{job_id}/logs")).text
+    assert "publish: done" in (await gateway.client.get(f"/v1/training-jobs/{job_id}/logs")).text
     events = await gateway.events(job_id)
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
     version = (await gateway.client.get("/v1/models/tints/versions/1")).json()

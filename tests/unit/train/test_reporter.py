@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from ray_cluster.train.reporter import Reporter
+from ray_cluster.train.reporter import FENCE_INTERVAL_S, Reporter
 from services.contracts import names
 from services.contracts.ids import JobId
-from services.contracts.jobs import EpochMetrics, JobEventType, Progress, ProgressRecord, Stage
+from services.contracts.jobs import EpochMetrics, Fence, JobEventType, Progress, ProgressRecord, Stage
 from services.runtime.objects import ObjectStore, open_store
 from tests.unit.train.stores import FaultyStore
 
@@ -73,3 +73,25 @@ def test_a_store_that_fails_loses_records_and_nothing_else(store: ObjectStore) -
     faulty.fails = lambda key: False
     reporter.warning(Stage.FIT, "b", "kept")
     assert [(record.seq, record.message) for record in records(store)] == [(0, "kept")]
+
+
+def test_a_trainer_that_was_given_up_tells_nothing_more(store: ObjectStore) -> None:
+    clock = Clock()
+    said: list[str] = []
+    store.put(names.job_fence(JOB), Fence(attempt=1, term=2).model_dump_json().encode())
+    zombie = Reporter(store, JOB, 1, clock, term=2, say=said.append)
+    zombie.epoch(epoch(1), last=False)
+    store.put(names.job_fence(JOB), Fence(attempt=1, term=3).model_dump_json().encode())
+    clock.now += FENCE_INTERVAL_S
+    zombie.epoch(epoch(2), last=False)
+    clock.now += FENCE_INTERVAL_S
+    zombie.warning(Stage.FIT, "late", "late")
+    Reporter(store, JOB, 1, clock, term=3, say=said.append).epoch(epoch(1), last=False)
+    assert [record.data["epoch"] for record in records(store)] == [1, 1]
+    assert len(said) == 2
+
+
+def test_the_jobs_log_has_what_the_bucket_could_not_take(store: ObjectStore) -> None:
+    said: list[str] = []
+    Reporter(FaultyStore(store, fails=lambda key: True), JOB, 1, say=said.append).warning(Stage.FIT, "a", "lost")
+    assert said == ["lost"]
