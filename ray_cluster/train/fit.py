@@ -1,12 +1,12 @@
 """Starts the fit and waits for it. The driver's side: no TensorFlow.
 
 The fit runs in a trainer (`trainer`), and leaves its result in the bucket as the job's finished checkpoint: a fit that
-ended while the driver was lost is not repeated. For its first seconds the driver itself supervises it (`supervise`);
-most fits of a head are over by then. A longer one goes on under Ray Train, whose six processes are started meanwhile:
-its one worker finds the fit running and supervises it from then on. The worker runs on the driver's node, so spot nodes
-hold nothing but trainers, and Ray Train starts another when it is lost, which finds the fit still running. Ray's own
-checkpoints are not used: `storage_path` holds nothing but Ray Train's notes about the run and may be a local folder on
-every node.
+ended while the driver was lost is not repeated. For its first half minute the driver itself supervises it
+(`supervise`); most fits of a head are over by then. A longer one goes on under Ray Train, whose six processes are
+started meanwhile: its one worker finds the fit running and supervises it from then on. The worker runs on the driver's
+node, so spot nodes hold nothing but trainers, and Ray Train starts another when it is lost, which finds the fit still
+running. Ray's own checkpoints are not used: `storage_path` holds nothing but Ray Train's notes about the run and may be
+a local folder on every node.
 """
 
 import os
@@ -19,7 +19,7 @@ from ray_cluster.train import checkpoints, fit_state
 from ray_cluster.train.checkpoints import Checkpoint
 from ray_cluster.train.failures import AttemptFailed, unwrap
 from ray_cluster.train.fit_job import FitEnd, FitJob, FitReturn
-from ray_cluster.train.supervise import standby_after_s, supervise, supervise_while_short
+from ray_cluster.train.supervise import ray_train_after_s, supervise, supervise_while_short
 from ray_cluster.vision.tails import Tail
 from services.contracts.errors import Fenced
 from services.contracts.ids import JobId
@@ -52,7 +52,7 @@ def fit(job: FitJob) -> FitReturn:
     Raises `AttemptFailed`, `Fenced`, and Ray's errors for lost machines.
     """
     alone = job.spec.resources.max_workers == 1  # trainers that help belong to one supervisor, from start to end
-    returned = supervise_while_short(job) if alone and standby_after_s() > 0 else None
+    returned = supervise_while_short(job) if alone and ray_train_after_s() > 0 else None
     if returned is None:
         returned = _run_trainer(job)
     if returned.end is FitEnd.GIVEN_UP:

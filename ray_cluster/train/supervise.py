@@ -34,7 +34,9 @@ from services.runtime.objects import ObjectStore, open_store
 LOOK_S = 1.0
 """How often it looks after the fit: for notices, helpers and standbys. The fit's end and loss are seen at once."""
 STANDBY_AFTER_S = 5.0
-"""A fit that ends sooner gets neither a standby nor Ray Train: starting either takes longer than the fit."""
+"""A fit that ends sooner gets no standby: to load one takes longer than the fit."""
+RAY_TRAIN_AFTER_S = 30.0
+"""A fit that ends sooner is looked after by the driver alone: Ray Train's six processes need 30 s of a core to start."""
 START_S = 2.0
 """How long each look at a starting trainer waits."""
 
@@ -68,6 +70,11 @@ def standby_after_s() -> float:
     return float(os.environ.get("REKINDLE_STANDBY_AFTER_S", str(STANDBY_AFTER_S)))
 
 
+def ray_train_after_s() -> float:
+    """REKINDLE_RAY_TRAIN_AFTER_S of the cluster's environment, for tests."""
+    return float(os.environ.get("REKINDLE_RAY_TRAIN_AFTER_S", str(RAY_TRAIN_AFTER_S)))
+
+
 class _TurnedOutLong(Exception):
     """The fit goes on, and is another's to look after."""
 
@@ -96,6 +103,7 @@ class Supervisor:
             on_demand_counts=job.on_demand_counts,
         )
         self._standby_after_s = standby_after_s()
+        self._ray_train_after_s = ray_train_after_s()
 
     def run(self) -> FitReturn:
         """Raises `Fenced` when a newer attempt exists, and `RetryLater` when the store does not answer."""
@@ -190,7 +198,7 @@ class Supervisor:
                     _log.info(line)
                 if news.returned is not None:
                     return news.returned
-                if self._only_while_short and time.monotonic() - began_s >= self._standby_after_s:
+                if self._only_while_short and time.monotonic() - began_s >= self._ray_train_after_s:
                     raise _TurnedOutLong
                 draining = _draining()
                 if leader.view.node_id in draining:

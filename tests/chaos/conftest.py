@@ -1,4 +1,4 @@
-"""What tests that strike a fit start from: a small cluster for each module, and what an undisturbed fit ends with."""
+"""What tests that strike a fit start from: a small cluster, and what an undisturbed fit ends with."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,16 +11,17 @@ from tests.cluster.attempts import Attempts
 from tests.servers.ray_nodes import RayNodes, ray_nodes
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def cluster() -> Iterator[RayNodes]:
-    """Two spot nodes; a fit gets a standby at once."""
-    with ray_nodes(spots=2, env={"REKINDLE_STANDBY_AFTER_S": "0"}) as cluster:
+    """Two spot nodes; a fit gets a standby at once, and Ray Train where a test asks for it. A test that takes a node
+    away puts another in its place."""
+    with ray_nodes(spots=2, env={"REKINDLE_STANDBY_AFTER_S": "0", "REKINDLE_RAY_TRAIN_AFTER_S": "3600"}) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="session")
 def bucket_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One for all clusters: trunk and features are computed once."""
+    """One for all modules: trunk and features are computed once."""
     return tmp_path_factory.mktemp("bucket").as_uri()
 
 

@@ -81,7 +81,7 @@ class Attempts:
         """The attempt's driver, as a process of ours. `short_fit_s`: how long a fit may be without Ray Train."""
         self.fence(job, attempt)
         command = [sys.executable, "-m", "ray_cluster.train.attempt", *self._arguments(job, attempt)]
-        short = {} if short_fit_s is None else {"REKINDLE_STANDBY_AFTER_S": str(short_fit_s)}
+        short = {} if short_fit_s is None else {"REKINDLE_RAY_TRAIN_AFTER_S": str(short_fit_s)}
         environment = {**self.ray.env, **short}
         with self._log_path(job, attempt).open("wb") as log:
             return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)

@@ -33,6 +33,8 @@ CLIENT_PATIENCE_S = 300.0
 """A gateway that is struck is back long before."""
 CLIENT_TIMEOUT_S = 15.0
 SPOT_CPUS = 2
+RAY_TRAIN_AFTER_S = 5
+"""Sooner than by default, so that fits are met under Ray Train, and before."""
 LOST = " is lost: "
 """Stands in the supervisor's log (`ray_cluster.train.supervise`) when it found its trainer lost."""
 TIMESTAMP = re.compile(r'"timestamp_ns": ?(\d+)')
@@ -174,7 +176,8 @@ def deployment(*, nodes: int = 3, max_running_jobs: int = 2) -> Iterator[Deploym
         through_front = S3Server(f"http://{LOCALHOST}:{front_port}", 0).env
         stack.enter_context(_environment(through_front))
 
-        ray = stack.enter_context(ray_nodes(spots=0, persistent_head=True, env=through_front))
+        ray_env = {**through_front, "REKINDLE_RAY_TRAIN_AFTER_S": str(RAY_TRAIN_AFTER_S)}
+        ray = stack.enter_context(ray_nodes(spots=0, persistent_head=True, env=ray_env))
         shared = {
             **clean_environment(),
             **through_front,
