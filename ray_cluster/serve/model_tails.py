@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from ray_cluster.vision.tails import Tail
+from ray_cluster.vision.network_tails import NetworkTail
+from ray_cluster.vision.tails import AnyTail, Tail
 from ray_cluster.vision.verified import read_verified
 from services.contracts import names
 from services.contracts.errors import Conflict, CorruptObject, NotFound
@@ -25,7 +26,7 @@ class TailKey:
 class LabelledTail:
     """A tail and what its classes are called; class k is labels[k]."""
 
-    tail: Tail
+    tail: AnyTail
     labels: tuple[str, ...]
 
     @property
@@ -50,7 +51,8 @@ def load_tail(store: ObjectStore, trunk: TrunkManifest, key: TailKey) -> Labelle
             f"and this replica runs trunk {trunk.trunk_id}",
             {"model": key.model_name, "version": key.version, "trunk_id": manifest.trunk.trunk_id},
         )
-    tail = Tail.from_bytes(read_verified(store, manifest.tail))
+    data = read_verified(store, manifest.tail)
+    tail: AnyTail = NetworkTail(data) if manifest.tail_kind == "network" else Tail.from_bytes(data)
     if tail.feature_dim != trunk.feature_dim or tail.class_count != len(manifest.labels):
         raise CorruptObject(
             f"the tail of {key.model_name!r} version {key.version} maps {tail.feature_dim} features to "

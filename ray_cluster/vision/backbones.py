@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from ray_cluster.vision import tiny
+from ray_cluster.vision import blocks, tiny
 from services.contracts.backbones import BACKBONES, BackboneName
 from services.contracts.errors import InternalError
 
@@ -125,9 +125,40 @@ def pooled_features(backbone: BackboneName, network: keras.Model, has_top: bool)
     return _tensor(keras.ops.reshape(features, (-1, BACKBONES[backbone].feature_dim)))
 
 
-def build_trunk_model(backbone: BackboneName, network: keras.Model, *, has_top: bool) -> keras.Model:
-    """uint8 RGB images [B, size, size, 3] to float32 features [B, D], preprocessing included, dropout inactive."""
+def build_trunk_model(
+    backbone: BackboneName, network: keras.Model, *, has_top: bool, cut: str = blocks.POOLED
+) -> keras.Model:
+    """uint8 RGB images [B, size, size, 3] to float32 features [B, D], preprocessing included, dropout inactive.
+
+    `cut` is `pooled`, or a block's name; the activations that enter the block are flattened.
+    """
+    if cut == blocks.POOLED:
+        output = pooled_features(backbone, network, has_top)
+    else:
+        output = blocks.cut_tensor(backbone, network, cut)
     images = keras.Input(network.input_shape[1:], dtype="uint8", name="image")
-    features = keras.Model(network.input, pooled_features(backbone, network, has_top))
+    lower = keras.Model(network.input, output)
     preprocessed = ARCHITECTURES[backbone].preprocess(_tensor(keras.ops.cast(images, "float32")))
-    return keras.Model(images, features(preprocessed, training=False))
+    features = lower(preprocessed, training=False)
+    if cut != blocks.POOLED:
+        features = keras.ops.reshape(_tensor(features), (-1, blocks.flat_size(output)))
+    return keras.Model(images, features)
+
+
+def build_upper_model(backbone: BackboneName, network: keras.Model, *, has_top: bool, cut: str) -> keras.Model:
+    """The rest of the network: float32 features [B, D] of the trunk with this cut to pooled features.
+
+    `cut` is `input`, and then preprocessing is part of it, or a block's name. Batch normalisation is frozen: neither
+    its statistics nor its scales are among the trainable variables. The layers are shared with `network`.
+    """
+    pooled = pooled_features(backbone, network, has_top)
+    entry = _tensor(network.input) if cut == blocks.INPUT else blocks.cut_tensor(backbone, network, cut)
+    inner = keras.Model(entry, pooled)
+    for layer in inner.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
+    features = keras.Input((blocks.flat_size(entry),), dtype="float32", name="features")
+    activations = _tensor(keras.ops.reshape(features, (-1, *entry.shape[1:])))
+    if cut == blocks.INPUT:
+        activations = ARCHITECTURES[backbone].preprocess(activations)
+    return keras.Model(features, inner(activations, training=False))

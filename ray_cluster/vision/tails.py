@@ -1,10 +1,14 @@
-"""Tails: what a head-only job trains, and what serving applies to a trunk's features. NumPy and safetensors only.
+"""Tails: what a job trains, and what serving applies to a trunk's features. NumPy and safetensors only.
+
+`Tail` is a head-only job's; `network_tails` has those of jobs that train more.
 
 Array axes: B batch, D feature, K class.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +20,32 @@ from services.contracts.errors import CorruptObject
 FloatArray = npt.NDArray[np.float32]
 
 _NAMES = ("bias", "kernel")
+
+
+class AnyTail(Protocol):
+    """Whatever maps a trunk's features to classes. Safe to call from several threads."""
+
+    @property
+    def feature_dim(self) -> int: ...
+
+    @property
+    def class_count(self) -> int: ...
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that the tail holds."""
+        ...
+
+    def logits(self, features_BD: FloatArray) -> FloatArray:
+        """float32 [B, K]; a row depends on that row of the features alone.
+
+        Raises `ValueError` when the features have another width.
+        """
+        ...
+
+    def probabilities(self, features_BD: FloatArray) -> FloatArray:
+        """Softmax of the logits, float32 [B, K]."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,9 +93,7 @@ class Tail:
 
     def probabilities(self, features_BD: FloatArray) -> FloatArray:
         """Softmax of the logits, float32 [B, K]; each row sums to 1 within rounding."""
-        logits_BK = self.logits(features_BD).astype(np.float64)
-        weights_BK = np.exp(logits_BK - logits_BK.max(axis=1, keepdims=True))
-        return (weights_BK / weights_BK.sum(axis=1, keepdims=True)).astype(np.float32)
+        return softmax(self.logits(features_BD))
 
     def scaled(self, factor: float) -> "Tail":
         """The tail whose logits are this one's times `factor`."""
@@ -91,9 +119,21 @@ class Tail:
 
     def sha256(self) -> str:
         """Over the tensors' names, dtypes, shapes and bytes: equal for equal weights, whatever the file's layout."""
-        digest = hashlib.sha256()
-        for name, tensor in zip(_NAMES, (self.bias_K, self.kernel_DK), strict=True):
-            little_endian = np.ascontiguousarray(tensor, dtype="<f4")
-            digest.update(f"{name}\0float32\0{tensor.shape}\0".encode())
-            digest.update(little_endian.tobytes())
-        return digest.hexdigest()
+        return tensors_sha256({"bias": self.bias_K, "kernel": self.kernel_DK})
+
+
+def softmax(logits_BK: FloatArray) -> FloatArray:
+    """Of each row, computed in float64."""
+    exact_BK = logits_BK.astype(np.float64)
+    weights_BK = np.exp(exact_BK - exact_BK.max(axis=1, keepdims=True))
+    return (weights_BK / weights_BK.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def tensors_sha256(tensors: Mapping[str, FloatArray]) -> str:
+    """Over the tensors' names, dtypes, shapes and bytes, in the names' order."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        little_endian = np.ascontiguousarray(tensor, dtype="<f4")
+        digest.update(f"{name}\0float32\0{tensor.shape}\0".encode())
+        digest.update(little_endian.tobytes())
+    return digest.hexdigest()

@@ -7,13 +7,13 @@ Array axes: B batch, H height, W width, C channel, D feature.
 import hashlib
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from ray_cluster.vision import weight_loading
-from ray_cluster.vision.backbones import build_trunk_model
+from ray_cluster.vision import blocks, litert_export, uppers, weight_loading
+from ray_cluster.vision.backbones import build_network, build_trunk_model, build_upper_model
 from ray_cluster.vision.engines.litert import LiteRTEngine
 from ray_cluster.vision.tails import Tail
 from ray_cluster.vision.trunks import read_trunk, resolve_recipe
@@ -36,8 +36,9 @@ def build_trunk(store: ObjectStore, recipe: TrunkRecipe) -> TrunkManifest:
     recipe = resolve_recipe(recipe)
     with tempfile.TemporaryDirectory(prefix="rekindle-weights-") as folder:
         weights = weight_loading.locate(recipe.backbone, recipe.weights, Path(folder))
+        cut = _cut_name(recipe)
         trunk_id = compute_trunk_id(
-            recipe.backbone, weights.sha256, recipe.cut, recipe.image_size, recipe.preprocessing_version
+            recipe.backbone, weights.sha256, cut, recipe.image_size, recipe.preprocessing_version
         )
         trunk = read_trunk(store, trunk_id)
         if trunk is None:
@@ -45,7 +46,7 @@ def build_trunk(store: ObjectStore, recipe: TrunkRecipe) -> TrunkManifest:
             # the bytes: a trunk that was lost can be built again under the references that models hold.
             keras.backend.clear_session()
             pretrained = weight_loading.load_network(recipe.backbone, recipe.image_size, weights.path)
-            trunk = _write(store, recipe, trunk_id, weights.sha256, pretrained)
+            trunk = _write(store, recipe, cut, trunk_id, weights.sha256, pretrained)
     store.put(names.trunk_source(recipe.sha256()), trunk.model_dump_json().encode())
     return trunk
 
@@ -55,37 +56,34 @@ def convert_to_litert(trunk_model: keras.Model) -> bytes:
 
     Weights stay float32. The cast from uint8 is in the graph, so callers hand over the pixels as they are.
     """
-    run = tf.function(lambda image_BHWC: trunk_model(image_BHWC, training=False))
-    traced = run.get_concrete_function(tf.TensorSpec((1, *trunk_model.input_shape[1:]), tf.uint8, "image"))
-    # Variables become constants first: four times faster than by way of a SavedModel, with the same bytes each time.
-    # The converter alone leaves Keras 3's variables out without a word.
-    frozen = convert_variables_to_constants_v2(traced)
-    return tf.lite.TFLiteConverter.from_concrete_functions([frozen]).convert()
+    image = tf.TensorSpec((1, *trunk_model.input_shape[1:]), tf.uint8, "image")
+    return litert_export.convert(lambda image_BHWC: trunk_model(image_BHWC, training=False), image)
+
+
+def _cut_name(recipe: TrunkRecipe) -> str:
+    """The recipe's cut as the manifest names it."""
+    if recipe.cut in (blocks.POOLED, blocks.INPUT):
+        return recipe.cut
+    return blocks.cut_name(recipe.backbone, build_network(recipe.backbone, recipe.image_size, None), recipe.cut)
 
 
 def _write(
     store: ObjectStore,
     recipe: TrunkRecipe,
+    cut: str,
     trunk_id: TrunkId,
     weights_sha256: str,
     pretrained: weight_loading.PretrainedNetwork,
 ) -> TrunkManifest:
-    trunk_model = build_trunk_model(recipe.backbone, pretrained.network, has_top=pretrained.top is not None)
-    feature_dim = int(trunk_model.output_shape[-1])
-    if feature_dim != BACKBONES[recipe.backbone].feature_dim:
-        raise InternalError(f"{recipe.backbone} gives {feature_dim} features, the table of backbones says otherwise")
-    flatbuffer = convert_to_litert(trunk_model)
     trunk = TrunkManifest(
         trunk_id=trunk_id,
         backbone=recipe.backbone,
         weights=recipe.weights,
         weights_sha256=weights_sha256,
         image_size=recipe.image_size,
-        cut=recipe.cut,
+        cut=cut,
         preprocessing_version=recipe.preprocessing_version,
-        feature_dim=feature_dim,
-        artefacts={LiteRTEngine.name: _put(store, trunk_id, "trunk", "tflite", flatbuffer)},
-        top=_put_top(store, trunk_id, pretrained.top),
+        **(_pooled if cut == blocks.POOLED else _cut_below)(store, recipe, cut, trunk_id, pretrained),
     )
     key = names.trunk_manifest(trunk_id)
     manifest = trunk.model_dump_json().encode()
@@ -96,6 +94,43 @@ def _write(
             return theirs
         store.put(key, manifest)
     return trunk
+
+
+def _pooled(
+    store: ObjectStore, recipe: TrunkRecipe, cut: str, trunk_id: TrunkId, pretrained: weight_loading.PretrainedNetwork
+) -> dict[str, Any]:
+    """What the manifest says of a trunk that ends in pooled features."""
+    model = build_trunk_model(recipe.backbone, pretrained.network, has_top=pretrained.top is not None, cut=cut)
+    feature_dim = int(model.output_shape[-1])
+    if feature_dim != BACKBONES[recipe.backbone].feature_dim:
+        raise InternalError(f"{recipe.backbone} gives {feature_dim} features, the table of backbones says otherwise")
+    return {
+        "feature_dim": feature_dim,
+        "artefacts": {LiteRTEngine.name: _put(store, trunk_id, "trunk", "tflite", convert_to_litert(model))},
+        "top": _put_top(store, trunk_id, pretrained.top),
+    }
+
+
+def _cut_below(
+    store: ObjectStore, recipe: TrunkRecipe, cut: str, trunk_id: TrunkId, pretrained: weight_loading.PretrainedNetwork
+) -> dict[str, Any]:
+    """What the manifest says of a trunk that ends in activations, or in the pixels."""
+    has_top = pretrained.top is not None
+    upper = build_upper_model(recipe.backbone, pretrained.network, has_top=has_top, cut=cut)
+    side = recipe.image_size
+    described: dict[str, Any] = {
+        "feature_dim": int(upper.input_shape[-1]),
+        "feature_shape": [side, side, 3],
+        "artefacts": {},
+        "top": None,
+        "upper": _put(store, trunk_id, "upper", "safetensors", uppers.encode(upper)),
+    }
+    if cut != blocks.INPUT:
+        lower = build_trunk_model(recipe.backbone, pretrained.network, has_top=has_top, cut=cut)
+        described["feature_shape"] = list(blocks.cut_tensor(recipe.backbone, pretrained.network, cut).shape[1:])
+        described["feature_dtype"] = "float16"
+        described["artefacts"] = {LiteRTEngine.name: _put(store, trunk_id, "trunk", "tflite", convert_to_litert(lower))}
+    return described
 
 
 def _put_top(store: ObjectStore, trunk_id: TrunkId, top: Tail | None) -> ObjectRef | None:

@@ -34,19 +34,21 @@ class BackboneFacts:
     """Length of the pooled feature vector."""
     default_weights: str
     """`imagenet` (downloaded by Keras) or `bundled` (comes with Rekindle)."""
+    block_count: int
+    """Blocks that `train: top_blocks:N` counts, from the top; N must be smaller."""
 
 
 BACKBONES: dict[BackboneName, BackboneFacts] = {
-    BackboneName.REKINDLE_TINY: BackboneFacts(64, 32, 128, "bundled"),
-    BackboneName.MOBILENET: BackboneFacts(224, 32, 1024, "imagenet"),
-    BackboneName.MOBILENET_V2: BackboneFacts(224, 32, 1280, "imagenet"),
-    BackboneName.EFFICIENTNET_V2_B0: BackboneFacts(224, 32, 1280, "imagenet"),
-    BackboneName.EFFICIENTNET_V2_B1: BackboneFacts(240, 32, 1280, "imagenet"),
-    BackboneName.EFFICIENTNET_V2_B2: BackboneFacts(260, 32, 1408, "imagenet"),
-    BackboneName.EFFICIENTNET_V2_B3: BackboneFacts(300, 32, 1536, "imagenet"),
-    BackboneName.RESNET50: BackboneFacts(224, 32, 2048, "imagenet"),
-    BackboneName.INCEPTION_V3: BackboneFacts(299, 75, 2048, "imagenet"),
-    BackboneName.CONVNEXT_TINY: BackboneFacts(224, 32, 768, "imagenet"),
+    BackboneName.REKINDLE_TINY: BackboneFacts(64, 32, 128, "bundled", 6),
+    BackboneName.MOBILENET: BackboneFacts(224, 32, 1024, "imagenet", 13),
+    BackboneName.MOBILENET_V2: BackboneFacts(224, 32, 1280, "imagenet", 17),
+    BackboneName.EFFICIENTNET_V2_B0: BackboneFacts(224, 32, 1280, "imagenet", 21),
+    BackboneName.EFFICIENTNET_V2_B1: BackboneFacts(240, 32, 1280, "imagenet", 27),
+    BackboneName.EFFICIENTNET_V2_B2: BackboneFacts(260, 32, 1408, "imagenet", 28),
+    BackboneName.EFFICIENTNET_V2_B3: BackboneFacts(300, 32, 1536, "imagenet", 32),
+    BackboneName.RESNET50: BackboneFacts(224, 32, 2048, "imagenet", 16),
+    BackboneName.INCEPTION_V3: BackboneFacts(299, 75, 2048, "imagenet", 11),
+    BackboneName.CONVNEXT_TINY: BackboneFacts(224, 32, 768, "imagenet", 18),
 }
 
 MAX_IMAGE_SIZE = 1024

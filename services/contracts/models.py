@@ -5,7 +5,7 @@ import json
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, StringConstraints, TypeAdapter
 
 from services.contracts.backbones import BackboneName
 from services.contracts.base import Contract, Sha256, StoredContract, stored
@@ -17,6 +17,10 @@ BASE_MODEL = "base"
 
 PREPROCESSING_VERSION = 1
 """Names how bytes become pixels (decoder, resize, scaling). Changing any of it means a new number."""
+
+
+Cut = Annotated[str, StringConstraints(pattern=r"^(pooled|top_blocks:[1-9][0-9]?|input)$")]
+"""Where a recipe cuts the backbone: after pooling, below its last N blocks, or before everything."""
 
 
 class ObjectRef(StoredContract):
@@ -33,7 +37,7 @@ class TrunkRecipe(StoredContract):
     backbone: BackboneName
     weights: StoredWeights
     image_size: int
-    cut: Literal["pooled"] = "pooled"
+    cut: Cut = "pooled"
     preprocessing_version: int = PREPROCESSING_VERSION
 
     def sha256(self) -> str:
@@ -44,8 +48,10 @@ class TrunkRecipe(StoredContract):
 class TrunkManifest(StoredContract):
     """A frozen backbone up to its cut, identified by content and independent of the engine that runs it.
 
-    `pooled` cuts after global average pooling: the trunk maps a uint8 RGB image of `image_size` squared to
-    `feature_dim` float32 features. Preprocessing is part of it.
+    It maps a uint8 RGB image of `image_size` squared to `feature_dim` features. `pooled` cuts after global average
+    pooling; a block's name cuts before that block, and the features are the activations there, flattened and rounded
+    to half precision; `input` cuts before everything, and they are the pixels. Preprocessing is part of it, but for
+    `input`.
     """
 
     trunk_id: TrunkId
@@ -53,11 +59,26 @@ class TrunkManifest(StoredContract):
     weights: StoredWeights
     weights_sha256: Sha256
     image_size: int
-    cut: Literal["pooled"]
+    cut: str
     preprocessing_version: int
     feature_dim: int
-    artefacts: dict[str, ObjectRef] = Field(description="By engine, e.g. `litert`.")
+    feature_shape: list[int] | None = Field(
+        default=None, description="Of the features before they were flattened; null for pooled ones."
+    )
+    feature_dtype: Literal["float32", "float16"] = Field(
+        default="float32", description="Holds every feature without loss; what the cache keeps them in."
+    )
+    artefacts: dict[str, ObjectRef] = Field(description="By engine, e.g. `litert`; none for `input`.")
+    upper: ObjectRef | None = Field(
+        default=None,
+        description="Safetensors: the pretrained network from the cut to the pooled features, its variables in order.",
+    )
     top: ObjectRef | None = Field(description="The pretrained classifier as a tail, where the weights have one.")
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether its features are the pixels: nothing runs, and nothing is worth keeping."""
+        return self.cut == "input"
 
 
 def compute_trunk_id(
@@ -174,7 +195,16 @@ class ModelManifest(StoredContract):
     job_id: JobId
     attempt: int
     trunk: TrunkManifest
-    tail: ObjectRef = Field(description="Safetensors: `kernel` [feature_dim, labels], `bias` [labels], float32.")
+    tail_kind: Literal["linear", "network"] = "linear"
+    tail: ObjectRef = Field(
+        description=(
+            "`linear`: safetensors with `kernel` [feature_dim, labels] and `bias` [labels], float32. `network`: a "
+            "LiteRT model from features [1, feature_dim] to logits [1, labels], float32."
+        )
+    )
+    tail_weights: ObjectRef | None = Field(
+        default=None, description="Safetensors: a network tail's variables in order, then `head.kernel`, `head.bias`."
+    )
     tail_sha256: Sha256 = Field(description="Over the tail's tensors alone: equal for equal weights.")
     labels: list[str]
     spec: StoredSpec | None

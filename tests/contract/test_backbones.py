@@ -5,6 +5,7 @@ Weights are random, since no pretrained ones are at hand for most, and pictures 
 Array axes: B batch, H height, W width, C channel, D feature, K class.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,15 @@ from keras.src.applications import imagenet_utils
 from keras.src.legacy.saving import legacy_h5_format
 from keras.src.utils import file_utils
 
-from ray_cluster.vision import drawn, images
+from ray_cluster.vision import blocks, drawn, images
 from ray_cluster.vision.backbones import ARCHITECTURES, build_network
 from ray_cluster.vision.drawing.scenes import Pose, draw_scene
 from ray_cluster.vision.engines import Engine, load_engine
+from ray_cluster.vision.network_tails import NetworkTail
 from ray_cluster.vision.tails import Tail
 from ray_cluster.vision.trunk_builder import build_trunk
 from ray_cluster.vision.trunks import find_trunk
+from ray_cluster.vision.uppers import export_tail, load_upper
 from ray_cluster.vision.weight_loading import load_network
 from services.contracts.backbones import BACKBONES, BackboneName
 from services.contracts.jobs import WeightsUri
@@ -186,6 +189,35 @@ def test_weights_without_top_in_the_current_format_give_the_same_features(case: 
     actual_BD = np.asarray(loaded.network(preprocessed(case.backbone, case.images_BHWC), training=False))
     scale = np.abs(case.keras_features_BD).max()
     np.testing.assert_allclose(actual_BD, case.keras_features_BD, rtol=0, atol=1e-5 * scale)
+
+
+def test_the_table_of_blocks_is_true(case: Case) -> None:
+    names = blocks.block_names(case.backbone, case.network)
+    assert len(names) == BACKBONES[case.backbone].block_count
+    bare = build_network(case.backbone, case.image_size, None)
+    assert blocks.block_names(case.backbone, bare) == names
+    for count in range(1, len(names)):
+        block = blocks.cut_name(case.backbone, bare, f"top_blocks:{count}")
+        assert block == names[-count]
+        assert blocks.flat_size(blocks.cut_tensor(case.backbone, bare, block)) > 0
+
+
+@pytest.mark.parametrize("cut", ["in the middle", "input"])
+def test_cut_anywhere_the_parts_together_are_the_whole_network(case: Case, cut: str) -> None:
+    if cut != "input":
+        cut = f"top_blocks:{BACKBONES[case.backbone].block_count // 2}"
+    trunk = build_trunk(case.store, case.recipe.model_copy(update={"cut": cut}))
+    assert trunk.feature_shape is not None
+    assert trunk.feature_dim == math.prod(trunk.feature_shape)
+    assert case.trunk.top is not None
+    network = export_tail(load_upper(case.store, trunk), Tail.from_bytes(case.store.get(case.trunk.top.key)))
+    tail, features_BD = NetworkTail(network.flatbuffer), load_engine(case.store, trunk).features(case.images_BHWC)
+    assert (tail.feature_dim, tail.class_count) == (trunk.feature_dim, CLASSES)
+    assert features_BD.astype(trunk.feature_dtype).astype(np.float32).tobytes() == features_BD.tobytes()
+    logits_BK = case.keras_logits_BK
+    tolerance = (5 if trunk.is_identity else 20) * TOLERANCE * np.abs(logits_BK).max()
+    np.testing.assert_allclose(tail.logits(features_BD), logits_BK, rtol=0, atol=tolerance)
+    assert tail.logits(features_BD[1:2]).tobytes() == tail.logits(features_BD)[1:2].tobytes()
 
 
 class _Asked(Exception):

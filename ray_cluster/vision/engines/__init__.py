@@ -1,5 +1,6 @@
 """Engines run trunks. `load_engine` picks the fastest one that the trunk has an artefact for."""
 
+from ray_cluster.vision.engines.cuts import HalfPrecisionEngine, PixelEngine
 from ray_cluster.vision.engines.litert import LiteRTEngine
 from ray_cluster.vision.engines.protocol import Engine
 from ray_cluster.vision.verified import read_verified
@@ -19,6 +20,8 @@ def load_engine(store: ObjectStore, trunk: TrunkManifest, threads: int = 1) -> E
     The features' last bits may depend on the thread count; keep it the same wherever equal bits matter. Raises
     `CorruptObject` when the artefact's bytes are not those of the manifest, `NotFound` when they are gone.
     """
+    if trunk.is_identity:
+        return PixelEngine(trunk.image_size)
     artefact = trunk.artefacts.get(LiteRTEngine.name)
     if artefact is None:
         raise CorruptObject(f"trunk {trunk.trunk_id} has no artefact that runs here: {sorted(trunk.artefacts)}")
@@ -27,4 +30,4 @@ def load_engine(store: ObjectStore, trunk: TrunkManifest, threads: int = 1) -> E
         raise CorruptObject(
             f"trunk {trunk.trunk_id} gives {engine.feature_dim} features, its manifest says {trunk.feature_dim}"
         )
-    return engine
+    return HalfPrecisionEngine(engine) if trunk.feature_dtype == "float16" else engine
