@@ -20,6 +20,7 @@ from ray_cluster.train.base_import import import_base
 from ray_cluster.train.capacity import CapacityWatch
 from ray_cluster.train.cluster import Parallelism
 from ray_cluster.train.context import AttemptContext
+from ray_cluster.train.evaluate_stage import run_evaluate
 from ray_cluster.train.failures import classify
 from ray_cluster.train.fence import check_fence
 from ray_cluster.train.fit import find_finished
@@ -98,15 +99,20 @@ def train(context: AttemptContext) -> ModelManifest:
     if spec is None or source_uri is None:
         raise InternalError(f"job {context.record.job_id} is to train and says not what, or on what")
     recipe = TrunkRecipe(backbone=spec.backbone, weights=spec.resolved_weights(), image_size=spec.resolved_image_size())
-    pending_trunk = stages.PendingTrunk(context, recipe)
+    pending = [stages.PendingTrunk(context, recipe)]
+    if spec.fine_tunes:
+        cut = "input" if spec.train == "all" else spec.train
+        pending.append(stages.PendingTrunk(context, recipe.model_copy(update={"cut": cut})))
     # One that no node could take would outlive the job and ask for a machine for nobody.
     if find_finished(context.store, context.record.job_id) is None and context.capacity.has_node(trainers.CPUS):
         trainers.keep_warm(1, context.capacity.place)
     manifest = stages.run_preflight(context, spec, source_uri)
-    trunk = stages.run_features(context, spec, source_uri, manifest, pending_trunk)
-    trained = stages.run_fit(context, spec, manifest, trunk)
-    evaluated = stages.run_evaluate(context, spec, manifest, trunk, trained)
-    return stages.run_publish(context, spec, manifest, trunk, trained, evaluated)
+    pooled, *cuts = stages.run_features(context, spec, source_uri, manifest, pending)
+    trained = stages.run_fit(context, spec, source_uri, manifest, pooled)
+    for cut_trunk in cuts:
+        trained = stages.run_fine_tune(context, spec, source_uri, manifest, trained, cut_trunk)
+    evaluated = run_evaluate(context, spec, source_uri, manifest, trained)
+    return stages.run_publish(context, spec, manifest, trained, evaluated)
 
 
 def _write_outcome(

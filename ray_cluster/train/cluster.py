@@ -8,16 +8,20 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import ray
 
 from ray_cluster.train import cluster_view
 from ray_cluster.train.capacity import LOOK_S, CapacityWatch
 from ray_cluster.train.cluster_view import ClusterUnknown
-from ray_cluster.train.features import FeatureWork, compute_shard
+from ray_cluster.train.evaluate_network import run_network
+from ray_cluster.train.features import FeatureIndex, FeatureWork, compute_shard
 from ray_cluster.train.inspection import Inspected, inspect_files
 from ray_cluster.train.listing import ListedFile
 from ray_cluster.train.machines import Place, count_cores
 from ray_cluster.train.work import Done, Watch
+from services.contracts.datasets import ImageRecord
 from services.contracts.jobs import Stage
 from services.contracts.models import TrunkManifest, TrunkRecipe
 from services.runtime.objects import open_store
@@ -130,6 +134,22 @@ def feature_task(bucket_uri: str, source_uri: str, trunk: TrunkManifest, work: F
     with watch.working():
         compute_shard(open_store(bucket_uri), open_store(source_uri), trunk, work)
     return Done(len(work.images), watch.spans[0])
+
+
+@ray.remote(num_cpus=TASK_CPUS, max_retries=_MAX_RETRIES)
+def network_task(
+    bucket_uri: str,
+    source_uri: str,
+    trunk: TrunkManifest,
+    index: FeatureIndex | None,
+    images: list[ImageRecord],
+    flatbuffer: bytes,
+) -> Done[npt.NDArray[np.float32]]:
+    """`run_network` on some node."""
+    watch = Watch()
+    with watch.working():
+        probabilities_NK = run_network(open_store(bucket_uri), open_store(source_uri), trunk, index, images, flatbuffer)
+    return Done(probabilities_NK, watch.spans[0])
 
 
 # TensorFlow stays in a process for good: max_calls=1 ends this one with its task and gives the memory back.

@@ -12,7 +12,6 @@ import ray
 from ray.exceptions import RayError
 
 from ray_cluster.train.shards import Compute, ShardResult, ShardTask, compute_here, deal
-from services.contracts.ids import JobId
 
 ANSWER_S = 60.0
 """How long a helper may take for its shards; then it is left out, though it may live."""
@@ -23,8 +22,8 @@ _log = logging.getLogger(__name__)
 class Crew:
     """A leader's helpers, as its `ShardMap`. Whoever changes them may do so at any time, from any thread."""
 
-    def __init__(self, job_id: JobId) -> None:
-        self._job_id = job_id
+    def __init__(self, work: str) -> None:
+        self._work = work
         self._helpers: list[Any] = []
         self._lock = threading.Lock()
 
@@ -42,7 +41,7 @@ class Crew:
         own, *others = deal(count, len(helpers) + 1)
         params = ray.put(task.params_P)
         asked = [
-            (helper, shards, helper.compute_shards.remote(self._job_id, task.quantity, task.rows, params, list(shards)))
+            (helper, shards, helper.compute_shards.remote(self._work, task.quantity, task.rows, params, list(shards)))
             for helper, shards in zip(helpers, others, strict=True)
         ]
         results = [compute(task, shard) for shard in own]

@@ -22,14 +22,18 @@ def evaluate(
     labels: Sequence[str],
     truths_N: npt.NDArray[np.int64],
     probabilities_NK: npt.NDArray[np.float32],
-    uncalibrated_NK: npt.NDArray[np.float32],
+    uncalibrated_NK: npt.NDArray[np.float32] | None,
 ) -> Evaluation:
-    """Compares probabilities, and what they were before the temperature, with the true labels (indices into `labels`).
+    """Compares probabilities with the true labels (indices into `labels`), and what they were before the temperature
+    where there is one.
 
     N is at least 1.
     """
     predictions_N = probabilities_NK.argmax(axis=1)
     right_N = predictions_N == truths_N
+    uncalibrated_error = None
+    if uncalibrated_NK is not None:
+        uncalibrated_error = calibration_error(uncalibrated_NK.max(axis=1).astype(np.float64), right_N)
     confusion_KK = np.zeros((len(labels), len(labels)), np.int64)
     np.add.at(confusion_KK, (truths_N, predictions_N), 1)
     of_truth_N = probabilities_NK[np.arange(len(truths_N)), truths_N].astype(np.float64)
@@ -39,7 +43,7 @@ def evaluate(
         accuracy=float(np.mean(right_N)),
         loss=float(-np.log(np.maximum(of_truth_N, _LEAST_PROBABILITY)).mean()),
         calibration_error=calibration_error(probabilities_NK.max(axis=1).astype(np.float64), right_N),
-        uncalibrated_error=calibration_error(uncalibrated_NK.max(axis=1).astype(np.float64), right_N),
+        uncalibrated_error=uncalibrated_error,
         classes=[_report(label, index, confusion_KK) for index, label in enumerate(labels)],
         confusion_matrix=confusion_KK.tolist(),
     )

@@ -1,13 +1,14 @@
 """The feature cache: what the trunk makes of each image, computed once per image, ever.
 
-A shard is a safetensors object with `features` float32 [N, D], `sha256` uint8 [N, 32] (of the image's bytes) and `view`
-uint8 [N], and the engine that computed it in its header. Its name is the SHA-256 of the engine and the sorted (sha256,
-view) pairs, so computing it twice writes the same object twice. The index of the cache is the shards themselves: their
-headers and key tensors are read by ranges, without the features. Shards of another engine, or of another version of it,
-count as absent: a job's features are all from one.
+A shard is a safetensors object with `features` [N, D] in the trunk's `feature_dtype`, `sha256` uint8 [N, 32] (of the
+image's bytes) and `view` uint8 [N], and the engine that computed it in its header. Its name is the SHA-256 of the
+engine and the sorted (sha256, view) pairs, so computing it twice writes the same object twice. The index of the cache
+is the shards themselves: their headers and key tensors are read by ranges, without the features. Shards of another
+engine, or of another version of it, count as absent: a job's features are all from one.
 
-Features stay float32: half of it would save 2.5 KB per image beside images of 20 KB and more, and a model would be
-served other features than it was trained on.
+Pooled features stay float32: half of it would save 2.5 KB per image beside images of 20 KB and more, and a model would
+be served other features than it was trained on. Activations at a cut are larger; engines round them to half precision
+themselves, so serving sees the same.
 
 Array axes: N row, D feature, V view.
 """
@@ -27,13 +28,14 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from ray_cluster.train.dataset_images import decode_unchanged
 from ray_cluster.train.read_ahead import Wanted, read_ahead
 from ray_cluster.vision import images
 from ray_cluster.vision.engines import ENGINE_ID, Engine, load_engine
 from services.contracts import names
 from services.contracts.base import Sha256
 from services.contracts.datasets import ImageRecord
-from services.contracts.errors import CallerError, CorruptObject, ImageRejected, NotFound
+from services.contracts.errors import CorruptObject, NotFound
 from services.contracts.ids import TrunkId
 from services.contracts.models import TrunkManifest
 from services.runtime.objects import ObjectInfo, ObjectStore
@@ -49,7 +51,7 @@ _HEADER_LENGTH_BYTES = 8
 _ENGINE = "engine"
 """In a shard's metadata."""
 
-FeaturesND = npt.NDArray[np.float32]
+FeaturesND = npt.NDArray[np.floating]
 _log = logging.getLogger(__name__)
 
 
@@ -158,17 +160,22 @@ class FeatureIndex:
         """Those of the keys that are not cached, in their order."""
         return [key for key in keys if key not in self._rows]
 
-    def read(self, store: ObjectStore, keys: Sequence[FeatureKey], feature_dim: int) -> FeaturesND:
-        """The features of these keys, row by row, float32 [N, D]. Raises `CorruptObject`, `NotFound`, `KeyError`."""
+    def read(
+        self, store: ObjectStore, keys: Sequence[FeatureKey], feature_dim: int, dtype: str = "float32"
+    ) -> FeaturesND:
+        """The features of these keys, row by row, [N, D] in `dtype`, the trunk's `feature_dtype`.
+
+        Raises `CorruptObject`, `NotFound`, `KeyError`.
+        """
         wanted: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for position, key in enumerate(keys):
             row = self._rows[key]
             wanted[row.shard_key].append((position, row.row))
-        features_ND = np.empty((len(keys), feature_dim), np.float32)
+        features_ND = np.empty((len(keys), feature_dim), dtype)
 
         def fill(shard_key: str) -> None:
             positions, rows = zip(*wanted[shard_key], strict=True)
-            features_ND[list(positions)] = _read_features(store, shard_key, feature_dim)[list(rows)]
+            features_ND[list(positions)] = _read_features(store, shard_key, feature_dim, dtype)[list(rows)]
 
         with ThreadPoolExecutor(_READERS) as readers:
             for _ in readers.map(fill, wanted):
@@ -176,12 +183,12 @@ class FeatureIndex:
         return features_ND
 
 
-def _read_features(store: ObjectStore, shard_key: str, feature_dim: int) -> FeaturesND:
+def _read_features(store: ObjectStore, shard_key: str, feature_dim: int, dtype: str) -> FeaturesND:
     try:
         features_ND = load(store.get(shard_key))["features"]
     except (SafetensorError, KeyError) as error:
         raise CorruptObject(f"feature shard {shard_key} cannot be read: {error}") from error
-    if features_ND.ndim != 2 or features_ND.shape[1] != feature_dim or features_ND.dtype != np.float32:
+    if features_ND.ndim != 2 or features_ND.shape[1] != feature_dim or features_ND.dtype != dtype:
         raise CorruptObject(f"feature shard {shard_key} has {features_ND.dtype} {features_ND.shape} features")
     return features_ND
 
@@ -227,28 +234,19 @@ def compute_shard(store: ObjectStore, source: ObjectStore, trunk: TrunkManifest,
     rows: list[FeaturesND] = []
     files = read_ahead(source.get, [Wanted(image.path, image.size_bytes) for image, _ in work.images])
     for (image, views), file in zip(work.images, files, strict=True):
-        data = _unchanged(image, file)
-        try:
-            image_HWC = images.decode(data, trunk.image_size)
-        except ImageRejected as error:  # preflight decoded these very bytes: a bug, or a broken machine
-            raise CorruptObject(f"{image.path} decoded in preflight and no longer does: {error}") from error
+        image_HWC = decode_unchanged(image, _content(file), trunk.image_size)
         for view in views:
             rows.append(engine.features(images.view(image_HWC, view)[np.newaxis]))
             keys.append(FeatureKey(image.sha256, view))
-    store.put(names.feature_shard(trunk.trunk_id, shard_sha256(keys)), encode_shard(keys, np.concatenate(rows)))
+    features_ND = np.concatenate(rows).astype(trunk.feature_dtype, copy=False)
+    store.put(names.feature_shard(trunk.trunk_id, shard_sha256(keys)), encode_shard(keys, features_ND))
 
 
-def _unchanged(image: ImageRecord, file: Future[bytes]) -> bytes:
+def _content(file: Future[bytes]) -> bytes | None:
     try:
-        data = file.result()
+        return file.result()
     except NotFound:
-        data = None
-    if data is None or hashlib.sha256(data).hexdigest() != image.sha256:
-        raise CallerError(
-            f"{image.path} changed while the job was running: leave the dataset's files alone, and start again",
-            {"path": image.path},
-        )
-    return data
+        return None
 
 
 _engines: dict[tuple[str, TrunkId], Engine] = {}

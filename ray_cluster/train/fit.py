@@ -1,4 +1,4 @@
-"""Starts the fit and waits for it. The driver's side: no TensorFlow.
+"""Starts the fit, and fine-tuning after it, and waits for it. The driver's side: no TensorFlow.
 
 The fit runs in a trainer (`trainer`), and leaves its result in the bucket as the job's finished checkpoint: a fit that
 ended while the driver was lost is not repeated. For its first half minute the driver itself supervises it
@@ -15,12 +15,13 @@ from typing import Any
 
 import ray
 
-from ray_cluster.train import checkpoints, fit_state
+from ray_cluster.train import checkpoints, fine_tune_state, fit_state
 from ray_cluster.train.checkpoints import Checkpoint
 from ray_cluster.train.failures import AttemptFailed, unwrap
 from ray_cluster.train.fit_job import FitEnd, FitJob, FitReturn
+from ray_cluster.train.fit_state import FittedHead
 from ray_cluster.train.supervise import ray_train_after_s, supervise, supervise_while_short
-from ray_cluster.vision.tails import Tail
+from ray_cluster.vision.network_tails import TrainedNetwork
 from services.contracts.errors import Fenced
 from services.contracts.ids import JobId
 from services.runtime.objects import ObjectStore
@@ -39,15 +40,22 @@ _RAY_TRAIN_ENVIRONMENT = {
 }
 
 
-def find_finished(store: ObjectStore, job_id: JobId) -> tuple[Checkpoint, Tail] | None:
+def find_finished(store: ObjectStore, job_id: JobId) -> tuple[Checkpoint, FittedHead] | None:
     """The job's finished fit, whichever attempt did it, or None."""
     checkpoint = checkpoints.load_newest(store, job_id)
-    tail = None if checkpoint is None else fit_state.finished_tail(checkpoint)
-    return None if checkpoint is None or tail is None else (checkpoint, tail)
+    head = None if checkpoint is None else fit_state.finished_head(checkpoint)
+    return None if checkpoint is None or head is None else (checkpoint, head)
+
+
+def find_fine_tuned(store: ObjectStore, job_id: JobId) -> tuple[Checkpoint, TrainedNetwork] | None:
+    """The job's finished fine-tuning, whichever attempt did it, or None."""
+    checkpoint = checkpoints.load_newest(store, job_id)
+    network = None if checkpoint is None else fine_tune_state.finished_network(checkpoint)
+    return None if checkpoint is None or network is None else (checkpoint, network)
 
 
 def fit(job: FitJob) -> FitReturn:
-    """Trains until done; `find_finished` then finds the result.
+    """Trains the job's stage until done; `find_finished`, or `find_fine_tuned`, then finds the result.
 
     Raises `AttemptFailed`, `Fenced`, and Ray's errors for lost machines.
     """
@@ -75,7 +83,7 @@ def _run_trainer(job: FitJob) -> FitReturn:
             train_loop_config={"job": job.model_dump_json()},
             scaling_config=ScalingConfig(num_workers=1, resources_per_worker={_this_node(): _SLIVER}),
             run_config=RunConfig(
-                name=f"{job.job_id}-a{job.attempt}",
+                name=f"{job.job_id}-a{job.attempt}-{job.stage}",
                 storage_path=notes,
                 failure_config=FailureConfig(max_failures=MAX_WORKER_LOSSES),
             ),

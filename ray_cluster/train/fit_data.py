@@ -49,25 +49,31 @@ def images_of(manifest: DatasetManifest, split: Split) -> list[ImageRecord]:
     return [image for image in manifest.images if image.split is split]
 
 
+def labels_of(manifest: DatasetManifest, images: Sequence[ImageRecord]) -> npt.NDArray[np.int64]:
+    """Each image's class, as its place in the manifest's labels, [N]."""
+    places = {label: place for place, label in enumerate(manifest.labels)}
+    return np.array([places[image.label] for image in images], np.int64)
+
+
 def evaluated_split(manifest: DatasetManifest) -> Split:
     """Where quality is measured: on the test split if it has images, else on validation."""
     return Split.TEST if images_of(manifest, Split.TEST) else Split.VALIDATION
 
 
-def refits(manifest: DatasetManifest) -> bool:
+def refits(manifest: DatasetManifest, spec: TrainingJobSpec) -> bool:
     """Whether the head is fitted again on training and validation images together: where we held the validation
-    images out of the training images, and measure on others."""
-    return manifest.validation_held_out and evaluated_split(manifest) is Split.TEST
+    images out of the training images, and measure on others. Fine-tuning needs them to tell when to stop."""
+    return not spec.fine_tunes and manifest.validation_held_out and evaluated_split(manifest) is Split.TEST
 
 
-def trained_splits(manifest: DatasetManifest) -> set[Split]:
+def trained_splits(manifest: DatasetManifest, spec: TrainingJobSpec) -> set[Split]:
     """The splits that the published weights were trained on."""
-    return {Split.TRAIN, Split.VALIDATION} if refits(manifest) else {Split.TRAIN}
+    return {Split.TRAIN, Split.VALIDATION} if refits(manifest, spec) else {Split.TRAIN}
 
 
 def views_needed(manifest: DatasetManifest, spec: TrainingJobSpec) -> list[tuple[ImageRecord, Sequence[int]]]:
     """Every image with the views of it that the job uses."""
-    trained = trained_splits(manifest)
+    trained = trained_splits(manifest, spec)
     views = head_recipe.VIEWS[spec.augmentation]
     return [(image, views if image.split in trained else (0,)) for image in manifest.images]
 
@@ -83,7 +89,6 @@ def read_split(
     """The split's rows out of the cache."""
     images = images_of(manifest, split)
     keys = [FeatureKey(image.sha256, view) for view in views for image in images]
-    labels = {label: position for position, label in enumerate(manifest.labels)}
-    labels_N = np.array([labels[image.label] for image in images], np.int64)
+    labels_N = labels_of(manifest, images)
     features_ND = index.read(store, keys, trunk.feature_dim)
     return SplitFeatures(features_ND, np.tile(labels_N, len(views)), len(images))

@@ -5,7 +5,7 @@ from enum import StrEnum
 from ray_cluster.train.work import Span
 from services.contracts.base import StoredContract
 from services.contracts.ids import JobId
-from services.contracts.jobs import Failure, TrainingJobSpec
+from services.contracts.jobs import Failure, Stage, TrainingJobSpec
 from services.contracts.models import ObjectRef, TrunkManifest
 
 
@@ -20,17 +20,32 @@ class WarmStart(StoredContract):
 
 
 class FitJob(StoredContract):
-    """All that a fit is started from; the rest is in the bucket. What it computes is the same for all attempts."""
+    """All that a fit, or fine-tuning after it, is started from; the rest is in the bucket.
+
+    What it computes is the same for all attempts.
+    """
 
     bucket_uri: str
     job_id: JobId
     attempt: int
     spec: TrainingJobSpec
     manifest_key: str
+    source_uri: str
+    """Where the dataset's files are."""
     trunk: TrunkManifest
+    """Gives the pooled features that the head is fitted on."""
+    stage: Stage = Stage.FIT
+    cut_trunk: TrunkManifest | None = None
+    """Ends where fine-tuning begins; null for a head alone."""
     on_demand_counts: bool = False
     """The attempt has waited long enough for spot nodes (`Resources.on_demand_after_s`)."""
     warm_start: WarmStart | None = None
+    """What the head begins with; null for zeros."""
+
+    @property
+    def work(self) -> str:
+        """What it trains, equal for all attempts: the job and the stage."""
+        return f"{self.job_id}:{self.stage}"
 
 
 class FitEnd(StrEnum):

@@ -9,7 +9,6 @@ What computes losses and gradients is a `Problem`; this module knows neither Ten
 Array axes: P parameter.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
@@ -113,6 +112,15 @@ class FitState:
     """SEARCH's, in their order."""
     history: tuple[EpochMetrics, ...] = field(default=())
 
+    @property
+    def step(self) -> int:
+        """An epoch is a step."""
+        return self.epoch
+
+    @property
+    def done(self) -> bool:
+        return self.phase is Phase.DONE
+
     def result(self) -> Vector:
         """The trained parameters. Only when DONE."""
         assert self.phase is Phase.DONE  # noqa: S101
@@ -152,14 +160,6 @@ def advance(state: FitState, problem: Problem, settings: FitSettings) -> FitStat
     state = _measured(replace(state, optimizer=optimizer), problem, settings, None)
     if optimizer.converged or optimizer.iteration >= final_epochs(state, settings):
         return replace(state, phase=Phase.DONE, result_phase=Phase.FINAL)
-    return state
-
-
-def run(state: FitState, problem: Problem, settings: FitSettings, after_epoch: Callable[[FitState], None]) -> FitState:
-    """Advances until DONE; calls `after_epoch` with the state after each epoch."""
-    while state.phase is not Phase.DONE:
-        state = advance(state, problem, settings)
-        after_epoch(state)
     return state
 
 

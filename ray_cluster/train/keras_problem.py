@@ -203,7 +203,8 @@ class HeadProblem:
         (logits [N, K],)."""
         rows = self._rows[task.rows][shard]
         of_shard = _OF_SHARD[task.quantity]
-        parts = of_shard(rows.features_ND, rows.labels_N, rows.weights_N, *self._assign(task.params_P))
+        params_P = task.params_P.astype(np.float64, copy=False)  # as they are: a head's are float64
+        parts = of_shard(rows.features_ND, rows.labels_N, rows.weights_N, *self._assign(params_P))
         return tuple(part.numpy() for part in parts)
 
     def _all(self, quantity: Quantity, rows: str, params_P: Vector) -> list[ShardResult]:

@@ -29,13 +29,23 @@ class Parent:
 
 
 def read_parent(store: ObjectStore, spec: TrainingJobSpec, trunk: TrunkManifest) -> Parent | None:
-    """The spec's parent, or None where it names none. Raises `ParentUnusable` when it is gone or on another trunk."""
+    """The spec's parent, or None where it names none.
+
+    `trunk` gives the pooled features that heads are fitted on. Raises `ParentUnusable` when the parent is gone, is more
+    than a head, or is on another trunk.
+    """
     if spec.parent is None or spec.parent.version is None:
         return None
     name, version = spec.parent.model_name, spec.parent.version
     manifest = publish.read_version(store, name, version)
     if manifest is None:
         raise ParentUnusable(f"version {version} of model {name!r} is gone: train without a parent, or name another")
+    if manifest.tail_kind != "linear":
+        raise ParentUnusable(
+            f"version {version} of model {name!r} was fine-tuned, and only a version whose head alone was trained can "
+            "be a parent: train without a parent, or name another",
+            {"tail_kind": manifest.tail_kind},
+        )
     if manifest.trunk.trunk_id != trunk.trunk_id:
         raise ParentUnusable(
             f"version {version} of model {name!r} has another trunk than {trunk.backbone} with these weights has in "
@@ -55,6 +65,6 @@ def find_trained_images(store: ObjectStore, parent: ModelManifest) -> frozenset[
         except NotFound:
             continue
         if manifest.content_sha256() == parent.dataset_content_sha256:
-            trained = fit_data.trained_splits(manifest)
+            trained = fit_data.trained_splits(manifest, parent.spec)
             return frozenset(image.sha256 for image in manifest.images if image.split in trained)
     return None

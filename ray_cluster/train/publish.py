@@ -8,8 +8,10 @@ import hashlib
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from ray_cluster.train.fence import check_fence
+from ray_cluster.vision.network_tails import TrainedNetwork
 from ray_cluster.vision.tails import Tail
 from services.contracts import names
 from services.contracts.errors import NotFound
@@ -29,7 +31,7 @@ def publish(
     model_name: str,
     job_id: JobId,
     attempt: int,
-    tail: Tail,
+    tail: Tail | TrainedNetwork,
     predictions: bytes | None,
     describe: Describe,
 ) -> ModelManifest:
@@ -41,11 +43,11 @@ def publish(
     published = read_version(store, model_name, version)
     if published is not None:
         return published
-    tail_ref = _put(store, names.model_object(model_name, version, attempt, "tail.safetensors"), tail.to_bytes())
+    tail_ref, tail_fields = _put_tail(store, tail, lambda name: names.model_object(model_name, version, attempt, name))
     predictions_ref = None
     if predictions is not None:
         predictions_ref = _put(store, names.job_report(job_id, attempt), predictions)
-    manifest = describe(version, tail_ref, predictions_ref)
+    manifest = describe(version, tail_ref, predictions_ref).model_copy(update=tail_fields)
     check_fence(store, job_id, attempt)
     key = names.model_manifest(model_name, version)
     if store.put(key, manifest.model_dump_json().encode(), if_absent=True) is None:
@@ -92,6 +94,16 @@ def _claimed_by(store: ObjectStore, model_name: str, version: int) -> JobId | No
         return VersionClaim.model_validate_json(store.get(names.model_claim(model_name, version))).job_id
     except NotFound:
         return None
+
+
+def _put_tail(
+    store: ObjectStore, tail: Tail | TrainedNetwork, key_of: Callable[[str], str]
+) -> tuple[ObjectRef, dict[str, Any]]:
+    """What serving runs, and what the manifest says of it besides."""
+    if isinstance(tail, Tail):
+        return _put(store, key_of("tail.safetensors"), tail.to_bytes()), {"tail_kind": "linear"}
+    weights = _put(store, key_of("weights.safetensors"), tail.weights_bytes())
+    return _put(store, key_of("tail.tflite"), tail.flatbuffer), {"tail_kind": "network", "tail_weights": weights}
 
 
 def _put(store: ObjectStore, key: str, data: bytes) -> ObjectRef:

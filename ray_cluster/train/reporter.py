@@ -81,19 +81,19 @@ class Reporter:
         of = "" if total is None else f" of {total}"
         self._write(JobEventType.PROGRESS, stage, f"{stage}: {done}{of} {unit}", data)
 
-    def epoch(self, metrics: EpochMetrics, *, last: bool) -> None:
+    def epoch(self, metrics: EpochMetrics, *, last: bool, stage: Stage = Stage.FIT) -> None:
         """An epoch ended. At most one record in `EPOCH_INTERVAL_S`, but the last epoch always."""
         if not self._due(JobEventType.EPOCH, EPOCH_INTERVAL_S, always=last):
             return
         message = f"epoch {metrics.epoch}: loss {metrics.train_loss:.4f}, accuracy {metrics.train_accuracy:.3f}"
         if metrics.validation_loss is not None and metrics.validation_accuracy is not None:
             message += f", validation {metrics.validation_loss:.4f}, {metrics.validation_accuracy:.3f}"
-        self._write(JobEventType.EPOCH, Stage.FIT, message, metrics.model_dump(mode="json"))
+        self._write(JobEventType.EPOCH, stage, message, metrics.model_dump(mode="json"))
 
-    def recovery(self, recovery: Recovery) -> None:
+    def recovery(self, recovery: Recovery, stage: Stage = Stage.FIT) -> None:
         """Training went on from a checkpoint."""
         message = f"training goes on after epoch {recovery.epoch}, the newest checkpoint's"
-        self._write(JobEventType.RECOVERY, Stage.FIT, message, recovery.model_dump(mode="json"))
+        self._write(JobEventType.RECOVERY, stage, message, recovery.model_dump(mode="json"))
 
     def warning(self, stage: Stage, code: str, message: str) -> None:
         """Something that the user should know and that does not stop the job."""

@@ -14,12 +14,13 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
+from ray_cluster.train.adam import Vector32
 from ray_cluster.train.lbfgs import Vector
 
 
 class Quantity(StrEnum):
     GRADIENT = "gradient"
-    """A shard gives its loss and gradient."""
+    """A shard gives its loss, accuracy and gradient."""
     QUALITY = "quality"
     """A shard gives its loss and accuracy."""
     LOGITS = "logits"
@@ -33,7 +34,7 @@ class ShardTask:
     quantity: Quantity
     rows: str
     """Names the set, e.g. a phase."""
-    params_P: Vector
+    params_P: Vector | Vector32
 
 
 ShardResult = tuple[npt.NDArray[Any], ...]

@@ -1,37 +1,29 @@
 """The stages of a training attempt. Each looks first whether its result is in the bucket already."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 
 import ray
 
-from ray_cluster.train import cluster, comparison, evaluate, features, fit_data, fit_state, preflight, publish
-from ray_cluster.train.checkpoints import Checkpoint
+from ray_cluster.train import cluster, features, fit_data, preflight, publish
 from ray_cluster.train.context import AttemptContext, RunningStage, running
-from ray_cluster.train.features import FeatureIndex
-from ray_cluster.train.fit import find_finished, fit
-from ray_cluster.train.fit_data import SplitFeatures
+from ray_cluster.train.evaluate_stage import Evaluated
+from ray_cluster.train.features import FeatureIndex, FeatureWork
+from ray_cluster.train.fit import find_fine_tuned, find_finished, fit
 from ray_cluster.train.fit_job import FitJob
 from ray_cluster.train.inspection import Inspected
 from ray_cluster.train.listing import ListedFile, Listing, read_listing
 from ray_cluster.train.machines import Place
-from ray_cluster.train.parent import Parent, find_trained_images, read_parent
+from ray_cluster.train.parent import read_parent
+from ray_cluster.train.trained import TrainedModel
 from ray_cluster.train.work import Done, Span
 from ray_cluster.vision import trunks
-from ray_cluster.vision.tails import FloatArray, Tail
-from ray_cluster.vision.verified import read_verified
 from services.contracts import names
 from services.contracts.base import utc_now
 from services.contracts.datasets import DatasetManifest
 from services.contracts.errors import InternalError, NotFound
-from services.contracts.jobs import ParentVersion, Stage, TrainingJobSpec
-from services.contracts.models import (
-    Evaluation,
-    ModelManifest,
-    ObjectRef,
-    ParentComparison,
-    TrunkManifest,
-    TrunkRecipe,
-)
+from services.contracts.jobs import Stage, TrainingJobSpec
+from services.contracts.models import ModelManifest, ObjectRef, TrunkManifest, TrunkRecipe
 from services.runtime.objects import open_store
 
 INSPECT_FILES = 64
@@ -93,111 +85,91 @@ def run_preflight(context: AttemptContext, spec: TrainingJobSpec, source_uri: st
 
 
 def run_features(
-    context: AttemptContext, spec: TrainingJobSpec, source_uri: str, manifest: DatasetManifest, pending: PendingTrunk
-) -> TrunkManifest:
-    """Runs the trunk over every image whose features are not cached yet; a lost task is run again elsewhere."""
+    context: AttemptContext,
+    spec: TrainingJobSpec,
+    source_uri: str,
+    manifest: DatasetManifest,
+    pending: Sequence[PendingTrunk],
+) -> list[TrunkManifest]:
+    """Runs each trunk over every image whose features are not cached yet; a lost task is run again elsewhere.
+
+    The last trunk is the one that the version will be on.
+    """
     with running(context, Stage.FEATURES) as stage:
-        trunk = pending.wait()
-        stage.spans += pending.spans
-        stage.found_trunk(trunk.trunk_id)
+        built = [each.wait() for each in pending]
+        stage.spans += [span for each in pending for span in each.spans]
+        stage.found_trunk(built[-1].trunk_id)
         with stage.working():
-            index = FeatureIndex.load(context.store, trunk.trunk_id)
-            at_a_time = context.parallelism.count(context.capacity.place)
-            works = features.plan(index, fit_data.views_needed(manifest, spec), at_a_time)
-        total = sum(len(work.images) for work in works)
+            works = [(trunk, work) for trunk in built for work in _plan(context, spec, manifest, trunk)]
+        total = sum(len(work.images) for _, work in works)
         if not works:
             stage.skip()
         done = 0
         context.reporter.progress(Stage.FEATURES, done, total, "images")
-        submit = _submitter(context, source_uri, trunk)
+        submit = _submitter(context, source_uri)
         results = cluster.run_bounded(submit, works, context.parallelism, context.capacity, Stage.FEATURES)
         for _, computed in results:
             stage.spans.append(computed.span)
             done += computed.result
             context.reporter.progress(Stage.FEATURES, done, total, "images")
-    return trunk
+    return built
 
 
 def run_fit(
-    context: AttemptContext, spec: TrainingJobSpec, manifest: DatasetManifest, trunk: TrunkManifest
-) -> tuple[Checkpoint, Tail]:
+    context: AttemptContext, spec: TrainingJobSpec, source_uri: str, manifest: DatasetManifest, trunk: TrunkManifest
+) -> TrainedModel:
     """Trains the head, unless an earlier attempt of the job finished that."""
+    job_id = context.record.job_id
     with running(context, Stage.FIT) as stage:
-        finished = find_finished(context.store, context.record.job_id)
-        if finished is not None:
+        finished = find_finished(context.store, job_id)
+        if finished is None:
+            parent = read_parent(context.store, spec, trunk)
+            job = _fit_job(context, spec, source_uri, manifest, trunk)
+            warm_start = None if parent is None else parent.warm_start()
+            _train(stage, job.model_copy(update={"warm_start": warm_start}))
+            with stage.working():
+                finished = find_finished(context.store, job_id)
+        else:
             stage.skip()
-            return finished
-        parent = read_parent(context.store, spec, trunk)
-        job = FitJob(
-            bucket_uri=context.bucket_uri,
-            job_id=context.record.job_id,
-            attempt=context.attempt,
-            spec=spec,
-            manifest_key=names.dataset_manifest(manifest.dataset_id, manifest.fingerprint),
-            trunk=trunk,
-            on_demand_counts=context.capacity.place.on_demand_counts,
-            warm_start=None if parent is None else parent.warm_start(),
-        )
-        returned = fit(job)
-        if returned.span is not None:
-            stage.spans.append(returned.span)
-        with stage.working():
-            finished = find_finished(context.store, context.record.job_id)
     if finished is None:
         raise InternalError("the fit ended and its last checkpoint is not in the bucket")
-    return finished
+    checkpoint, head = finished
+    return TrainedModel(checkpoint, head.report, trunk, trunk, head.tail)
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluated:
-    """What is known of the quality of a version."""
-
-    evaluation: Evaluation
-    predictions: bytes
-    """By image of the evaluated split, as JSON lines."""
-    parent_comparison: ParentComparison | None
-
-
-def run_evaluate(
+def run_fine_tune(
     context: AttemptContext,
     spec: TrainingJobSpec,
+    source_uri: str,
     manifest: DatasetManifest,
-    trunk: TrunkManifest,
-    trained: tuple[Checkpoint, Tail],
-) -> Evaluated:
-    """Quality on the evaluated split, also beside the parent's where there is one."""
-    checkpoint, tail = trained
-    uncalibrated = tail.scaled(fit_state.finished_report(checkpoint).temperature)
-    with running(context, Stage.EVALUATE) as stage, stage.working():
-        split = fit_data.evaluated_split(manifest)
-        index = FeatureIndex.load(context.store, trunk.trunk_id)
-        rows = fit_data.read_split(context.store, index, trunk, manifest, split, (0,))
-        probabilities_NK = tail.probabilities(rows.features_ND)
-        evaluation = evaluate.evaluate(
-            split.value,
-            manifest.labels,
-            rows.labels_N,
-            probabilities_NK,
-            uncalibrated.probabilities(rows.features_ND),
-        )
-        lines = evaluate.prediction_lines(fit_data.images_of(manifest, split), manifest.labels, probabilities_NK)
-        parent = read_parent(context.store, spec, trunk)
-        compared = None
-        if parent is not None:
-            compared = _compare(context, spec, parent, manifest, rows, probabilities_NK)
-        return Evaluated(evaluation, "".join(f"{line}\n" for line in lines).encode(), compared)
+    fitted: TrainedModel,
+    cut: TrunkManifest,
+) -> TrainedModel:
+    """Goes on from the fitted head with what is above the cut, unless an earlier attempt finished that."""
+    job_id = context.record.job_id
+    with running(context, Stage.FINE_TUNE) as stage:
+        finished = find_fine_tuned(context.store, job_id)
+        if finished is None:
+            job = _fit_job(context, spec, source_uri, manifest, fitted.pooled)
+            _train(stage, job.model_copy(update={"stage": Stage.FINE_TUNE, "cut_trunk": cut}))
+            with stage.working():
+                finished = find_fine_tuned(context.store, job_id)
+        else:
+            stage.skip()
+    if finished is None:
+        raise InternalError("fine-tuning ended and its last checkpoint is not in the bucket")
+    checkpoint, network = finished
+    return replace(fitted, checkpoint=checkpoint, trunk=cut, tail=network)
 
 
 def run_publish(
     context: AttemptContext,
     spec: TrainingJobSpec,
     manifest: DatasetManifest,
-    trunk: TrunkManifest,
-    trained: tuple[Checkpoint, Tail],
+    trained: TrainedModel,
     evaluated: Evaluated,
 ) -> ModelManifest:
     """Makes the version visible, whole."""
-    checkpoint, tail = trained
 
     def describe(version: int, tail_ref: ObjectRef, predictions_ref: ObjectRef | None) -> ModelManifest:
         return ModelManifest(
@@ -206,18 +178,18 @@ def run_publish(
             created_at=utc_now(),
             job_id=context.record.job_id,
             attempt=context.attempt,
-            trunk=trunk,
+            trunk=trained.trunk,
             tail=tail_ref,
-            tail_sha256=tail.sha256(),
+            tail_sha256=trained.tail.sha256(),
             labels=manifest.labels,
             spec=spec,
             dataset_content_sha256=manifest.content_sha256(),
-            train_image_count=_trained_on(manifest),
+            train_image_count=_trained_on(manifest, spec),
             evaluation=evaluated.evaluation,
-            fit=fit_state.finished_report(checkpoint),
+            fit=trained.report,
             parent_comparison=evaluated.parent_comparison,
             predictions=predictions_ref,
-            fingerprint=checkpoint.manifest.fingerprint,
+            fingerprint=trained.checkpoint.manifest.fingerprint,
         )
 
     with running(context, Stage.PUBLISH) as stage, stage.working():
@@ -226,7 +198,7 @@ def run_publish(
             context.record.model_name,
             context.record.job_id,
             context.attempt,
-            tail,
+            trained.tail,
             evaluated.predictions,
             describe,
         )
@@ -254,37 +226,48 @@ def _inspect(context: AttemptContext, stage: RunningStage, source_uri: str, list
     return inspected
 
 
+def _plan(
+    context: AttemptContext, spec: TrainingJobSpec, manifest: DatasetManifest, trunk: TrunkManifest
+) -> list[FeatureWork]:
+    """What is not cached yet of the trunk's features; nothing where they are the pixels."""
+    if trunk.is_identity:
+        return []
+    index = FeatureIndex.load(context.store, trunk.trunk_id)
+    at_a_time = context.parallelism.count(context.capacity.place)
+    return features.plan(index, fit_data.views_needed(manifest, spec), at_a_time)
+
+
 def _submitter(
-    context: AttemptContext, source_uri: str, trunk: TrunkManifest
-) -> cluster.Submit[features.FeatureWork, Done[int]]:
-    def submit(work: features.FeatureWork, place: Place) -> "ray.ObjectRef[Done[int]]":
+    context: AttemptContext, source_uri: str
+) -> cluster.Submit[tuple[TrunkManifest, FeatureWork], Done[int]]:
+    def submit(item: tuple[TrunkManifest, FeatureWork], place: Place) -> "ray.ObjectRef[Done[int]]":
         task = cluster.feature_task.options(label_selector=place.selector())
-        return task.remote(context.bucket_uri, source_uri, trunk, work)
+        return task.remote(context.bucket_uri, source_uri, *item)
 
     return submit
 
 
-def _compare(
-    context: AttemptContext,
-    spec: TrainingJobSpec,
-    parent: Parent,
-    manifest: DatasetManifest,
-    rows: SplitFeatures,
-    probabilities_NK: FloatArray,
-) -> ParentComparison:
-    """The parent's tail on the evaluated split's rows, beside the new tail's probabilities."""
-    tail = Tail.from_bytes(read_verified(context.store, parent.manifest.tail))
-    predicted = tail.logits(rows.features_ND).argmax(axis=1)
-    return comparison.compare(
-        ParentVersion(model_name=parent.manifest.model_name, version=parent.manifest.version),
-        fit_data.images_of(manifest, fit_data.evaluated_split(manifest)),
-        comparison.Answers(parent.labels, [parent.labels[index] for index in predicted]),
-        comparison.Answers(manifest.labels, [manifest.labels[index] for index in probabilities_NK.argmax(axis=1)]),
-        find_trained_images(context.store, parent.manifest),
-        spec.rename_classes,
+def _fit_job(
+    context: AttemptContext, spec: TrainingJobSpec, source_uri: str, manifest: DatasetManifest, trunk: TrunkManifest
+) -> FitJob:
+    return FitJob(
+        bucket_uri=context.bucket_uri,
+        job_id=context.record.job_id,
+        attempt=context.attempt,
+        spec=spec,
+        manifest_key=names.dataset_manifest(manifest.dataset_id, manifest.fingerprint),
+        source_uri=source_uri,
+        trunk=trunk,
+        on_demand_counts=context.capacity.place.on_demand_counts,
     )
 
 
-def _trained_on(manifest: DatasetManifest) -> int:
-    splits = fit_data.trained_splits(manifest)
+def _train(stage: RunningStage, job: FitJob) -> None:
+    returned = fit(job)
+    if returned.span is not None:
+        stage.spans.append(returned.span)
+
+
+def _trained_on(manifest: DatasetManifest, spec: TrainingJobSpec) -> int:
+    splits = fit_data.trained_splits(manifest, spec)
     return sum(1 for image in manifest.images if image.split in splits)

@@ -28,7 +28,6 @@ from ray_cluster.train.reporter import Reporter
 from ray_cluster.train.trainer import NotMine
 from ray_cluster.train.trainers import KnownTrainer
 from services.contracts.errors import Fenced
-from services.contracts.jobs import Stage
 from services.runtime.objects import ObjectStore, open_store
 
 LOOK_S = 1.0
@@ -126,7 +125,7 @@ class Supervisor:
     def _find_running(self) -> KnownTrainer | None:
         """A trainer that runs the fit already, for an earlier attempt or supervisor, and now for us."""
         for trainer in trainers.find():
-            if trainer.view.job_id == self._job.job_id and self._take(trainer, self._term):
+            if trainer.view.work == self._job.work and self._take(trainer, self._term):
                 _log.info("the fit runs in %s", trainer.name)
                 return trainer
         return None
@@ -143,13 +142,13 @@ class Supervisor:
             place = self._capacity.place
             usable = [each for each in known if each.view.node_id not in avoiding and each.suits(place)]
             # A helper has the job's features in memory already; it also knows what it is to assist.
-            idle = [each for each in usable if each.view.assists == self._job.job_id] + [
+            idle = [each for each in usable if each.view.assists == self._job.work] + [
                 each for each in usable if each.idle
             ]
             for trainer in idle:
                 if self._take(trainer, self._term):
                     _log.info("the fit goes to %s, term %d", trainer.name, self._term)
-                    self._capacity.placed(Stage.FIT)
+                    self._capacity.placed(self._job.stage)
                     return trainer
             if starting is None or starting not in trainers.names_of_all():
                 loading = trainers.names_starting(place, known)
@@ -167,7 +166,7 @@ class Supervisor:
     def _look_for_machines(self, cpus: float) -> bool:
         """Reports that trainers wait for a node. Whether other nodes count by now: then those that wait are ended."""
         before = self._capacity.place
-        if not self._capacity.look(Stage.FIT, cpus, runs=lambda: False):
+        if not self._capacity.look(self._job.stage, cpus, runs=lambda: False):
             return False
         for name in trainers.names_starting(before, trainers.find()):
             trainers.dismiss(name)
@@ -189,7 +188,7 @@ class Supervisor:
         self._helpers.helping = []
         began_s = time.monotonic()
         identity = Identity(self._job.attempt, self._term)
-        key = (self._job.job_id, identity.attempt, identity.term)
+        key = (self._job.work, identity.attempt, identity.term)
         saved = False
         while True:
             try:
@@ -234,7 +233,7 @@ class Supervisor:
         while len(self._recruit(_draining())) < wanted:
             time.sleep(LOOK_S)
             self._look_for_machines(trainers.HELPER_CPUS)
-        self._capacity.placed(Stage.FIT)
+        self._capacity.placed(self._job.stage)
 
     def _grow(self, leader: KnownTrainer, key: tuple[object, ...], draining: Collection[str]) -> None:
         """Has as many helpers as the spec allows and the cluster has room for."""
@@ -259,7 +258,7 @@ class Supervisor:
             for each in trainers.find()
             if each.name in self._helpers.started and each.view.node_id not in draining and not each.view.running
         ]
-        return [each for each in staying if each.view.assists == self._job.job_id or self._assists(each)]
+        return [each for each in staying if each.view.assists == self._job.work or self._assists(each)]
 
     def _assists(self, trainer: KnownTrainer) -> bool:
         try:

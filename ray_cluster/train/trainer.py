@@ -16,6 +16,7 @@ from typing import Any
 import ray
 
 from ray_cluster.spot.drains import DrainsUnknown, draining_nodes
+from ray_cluster.train.adam import Vector32
 from ray_cluster.train.crew import Crew
 from ray_cluster.train.fit_control import FitControl, Identity, Order
 from ray_cluster.train.fit_job import FitEnd, FitJob, FitNews, FitReturn
@@ -24,7 +25,6 @@ from ray_cluster.train.shards import Quantity, ShardResult, ShardTask
 from ray_cluster.train.work import Watch
 from services.contracts import names
 from services.contracts.errors import RetryLater
-from services.contracts.ids import JobId
 from services.runtime.objects import open_store
 
 ORPHANED_S = 5.0
@@ -43,12 +43,12 @@ class TrainerView:
 
     node_id: str
     node_labels: Mapping[str, str]
-    job_id: JobId | None
-    """The job whose fit it runs, or ran last and still has the end of; null for a standby."""
+    work: str | None
+    """What it trains (`FitJob.work`), or trained last and still has the end of; null for a standby."""
     identity: Identity | None
     running: bool
-    assists: JobId | None
-    """The job for which it computes shards."""
+    assists: str | None
+    """The work for which it computes shards."""
 
 
 class NotMine(Exception):
@@ -63,7 +63,7 @@ class _RunningFit:
 
         self.job = job
         self.control = FitControl(identity)
-        self.crew = Crew(job.job_id)
+        self.crew = Crew(job.work)
         self.said: deque[str] = deque(maxlen=KEPT_LINES)
         self.returned: FitReturn | None = None
         self.ended = threading.Event()
@@ -117,10 +117,10 @@ class Trainer:
             return TrainerView(
                 node_id=self._node_id,
                 node_labels=self._node_labels,
-                job_id=fit.job.job_id if fit else None,
+                work=fit.job.work if fit else None,
                 identity=fit.control.identity if fit else None,
                 running=fit is not None and fit.running,
-                assists=assisting.job.job_id if assisting else None,
+                assists=assisting.job.work if assisting else None,
             )
 
     # --- as the one who runs the fit ---
@@ -135,7 +135,7 @@ class Trainer:
         with self._lock:
             self._used_at_s = time.monotonic()
             fit = self._fit
-            if fit is not None and fit.job.job_id == job.job_id and (fit.running or _is_done(fit)):
+            if fit is not None and fit.job.work == job.work and (fit.running or _is_done(fit)):
                 return fit.control.adopt(identity)
             if fit is not None and fit.running:
                 return False
@@ -143,13 +143,13 @@ class Trainer:
             self._fit = _RunningFit(job, identity)
             return True
 
-    def wait(self, job_id: JobId, attempt: int, term: int, timeout_s: float) -> str:
+    def wait(self, work: str, attempt: int, term: int, timeout_s: float) -> str:
         """What there is to hear of the fit after `timeout_s` or at its end, as `FitNews` JSON. Calling it keeps the fit
         wanted.
 
         Raises `NotMine`.
         """
-        fit = self._mine(job_id, attempt, term)
+        fit = self._mine(work, attempt, term)
         fit.ended.wait(timeout_s)
         self._used_at_s = time.monotonic()
         fit.control.hear(Identity(attempt, term))
@@ -158,19 +158,19 @@ class Trainer:
         news = FitNews(said=fit.take_said(), returned=fit.returned if ended else None)
         return news.model_dump_json()
 
-    def order(self, job_id: JobId, attempt: int, term: int, order: str) -> None:
+    def order(self, work: str, attempt: int, term: int, order: str) -> None:
         """Hands an order (`Order`) to the fit. Raises `NotMine`."""
-        self._mine(job_id, attempt, term).control.give(Order(order))
+        self._mine(work, attempt, term).control.give(Order(order))
 
-    def set_helpers(self, job_id: JobId, attempt: int, term: int, helpers: Sequence[Any]) -> None:
+    def set_helpers(self, work: str, attempt: int, term: int, helpers: Sequence[Any]) -> None:
         """These trainers compute shards for the fit from now on. Raises `NotMine`."""
-        self._mine(job_id, attempt, term).crew.set(helpers)
+        self._mine(work, attempt, term).crew.set(helpers)
 
-    def _mine(self, job_id: JobId, attempt: int, term: int) -> _RunningFit:
+    def _mine(self, work: str, attempt: int, term: int) -> _RunningFit:
         with self._lock:
             fit = self._fit
-        if fit is None or fit.job.job_id != job_id or not fit.control.hear(Identity(attempt, term)):
-            raise NotMine(f"attempt {attempt}, term {term} of {job_id} is not what this trainer works for")
+        if fit is None or fit.job.work != work or not fit.control.hear(Identity(attempt, term)):
+            raise NotMine(f"attempt {attempt}, term {term} of {work} is not what this trainer works for")
         return fit
 
     # --- as a helper ---
@@ -182,7 +182,7 @@ class Trainer:
             self._used_at_s = time.monotonic()
             if self._fit is not None and self._fit.running:
                 return False
-            if self._assisting is not None and self._assisting.job.job_id == job.job_id:
+            if self._assisting is not None and self._assisting.job.work == job.work:
                 return True
         loaded = _Assistance(job)
         with self._lock:
@@ -190,14 +190,14 @@ class Trainer:
         return True
 
     def compute_shards(
-        self, job_id: JobId, quantity: str, rows: str, params_P: Vector, shards: list[int]
+        self, work: str, quantity: str, rows: str, params_P: Vector | Vector32, shards: list[int]
     ) -> list[ShardResult]:
         """These shards' results, in order. Raises `NotMine`."""
         with self._lock:
             self._used_at_s = time.monotonic()
             assisting = self._assisting
-        if assisting is None or assisting.job.job_id != job_id:
-            raise NotMine(f"this trainer does not assist {job_id}")
+        if assisting is None or assisting.job.work != work:
+            raise NotMine(f"this trainer does not assist {work}")
         return assisting.compute(ShardTask(Quantity(quantity), rows, params_P), shards)
 
     # --- by itself ---
@@ -237,12 +237,12 @@ class _Assistance:
         from ray_cluster.train import fit_worker  # noqa: PLC0415 - TensorFlow
 
         self.job = job
-        self._problem = fit_worker.load(job).problem
+        self._loop = fit_worker.load(job)
         self._lock = threading.Lock()
 
     def compute(self, task: ShardTask, shards: list[int]) -> list[ShardResult]:
         with self._lock:
-            return [self._problem.compute(task, shard) for shard in shards]
+            return [self._loop.compute(task, shard) for shard in shards]
 
 
 def _is_done(fit: _RunningFit) -> bool:

@@ -19,6 +19,7 @@ STAGE_TITLES = {
     Stage.PREFLIGHT: "Reading every image",
     Stage.FEATURES: "Computing features",
     Stage.FIT: "Training the head",
+    Stage.FINE_TUNE: "Fine-tuning",
     Stage.EVALUATE: "Evaluating",
     Stage.PUBLISH: "Publishing",
 }
@@ -63,7 +64,8 @@ class JobView:
             case JobEventType.EPOCH:
                 metrics = EpochMetrics.model_validate(event.data)
                 self.metrics = metrics
-                self.progress = Progress(stage=Stage.FIT, done=metrics.epoch, total=metrics.epochs, unit="epochs")
+                stage = Stage.FINE_TUNE if Stage.FINE_TUNE in self.stages else Stage.FIT
+                self.progress = Progress(stage=stage, done=metrics.epoch, total=metrics.epochs, unit="epochs")
             case JobEventType.RECOVERY:
                 return [event.message]
             case JobEventType.WARNING:

@@ -76,6 +76,9 @@ def train(
         str | None, typer.Option(help="Refuse the weights where their SHA-256 is another.")
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Side in pixels that images are resized to.")] = None,
+    part: Annotated[
+        str | None, typer.Option("--train", help="What is trained: `head`, `top_blocks:N`, or `all`.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Most passes over the training images.")] = None,
     weight_decay: Annotated[
         str | None, typer.Option(help="L2 penalty on the head's weights; `auto` finds the best of many.")
@@ -110,6 +113,7 @@ def train(
         "backbone": backbone,
         "weights": None if weights is None else weights_field(weights, weights_sha256),
         "image_size": image_size,
+        "train": part,
         "epochs": epochs,
         "weight_decay": weight_decay,
         "augmentation": augmentation,

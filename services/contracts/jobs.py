@@ -4,7 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, JsonValue, TypeAdapter, model_validator
+from pydantic import Field, JsonValue, StringConstraints, TypeAdapter, model_validator
 
 from services.contracts.backbones import BACKBONES, MAX_IMAGE_SIZE, BackboneName
 from services.contracts.base import Contract, ResourceName, Sha256, StoredContract, stored
@@ -30,10 +30,33 @@ StoredWeights = Annotated[Weights, stored(TypeAdapter(Weights))]
 """`Weights` as a stored record has them: fields of a newer release are ignored."""
 
 
+TrainedPart = Annotated[str, StringConstraints(pattern=r"^(head|top_blocks:[1-9][0-9]?|all)$")]
+
+
 class EarlyStopping(Contract):
     """Stop when validation loss has not improved for `patience` epochs, and keep the best epoch's weights."""
 
     patience: int = Field(default=10, ge=1, le=1000, description="Epochs.")
+
+
+class FineTuning(Contract):
+    """How the network above the cut is trained, after the head. Unused where `train` is `head`."""
+
+    epochs: int = Field(default=10, ge=1, le=10_000, description="At most so many passes over the training images.")
+    batch_size: int = Field(default=32, ge=1, le=4096, description="Images per step, over all workers together.")
+    learning_rate: float = Field(
+        default=1e-3, gt=0, le=1, description="Adam's, of the head, after the warm-up; it then falls to 0 by a cosine."
+    )
+    block_rate: float = Field(
+        default=0.1, ge=0, le=1, description="The pretrained blocks' learning rate, as a share of the head's."
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Share of the pooled features dropped in training.")
+    patience: int = Field(
+        default=3,
+        ge=1,
+        le=1000,
+        description="Stops when validation loss has not improved for so many epochs; the best epoch's weights count.",
+    )
 
 
 Market = Literal["any", "spot", "on_demand"]
@@ -123,9 +146,15 @@ class TrainingJobSpec(Contract):
         le=MAX_IMAGE_SIZE,
         description="Side in pixels of the square that images are resized to; null takes the backbone's own.",
     )
-    train: Literal["head"] = Field(
-        default="head", description="Which part is trained: the head on the frozen backbone's features."
+    train: TrainedPart = Field(
+        default="head",
+        description=(
+            "Which part is trained: `head` on the frozen backbone's features, `top_blocks:N` for the backbone's last N "
+            "blocks as well, or `all` of the network."
+        ),
+        examples=["top_blocks:2"],
     )
+    fine_tuning: FineTuning = FineTuning()
     epochs: int = Field(
         default=100,
         ge=1,
@@ -182,7 +211,23 @@ class TrainingJobSpec(Contract):
             )
         if self.rename_classes and self.parent is None:
             raise ValueError("rename_classes is about a parent's classes: name the `parent`, or leave it out")
+        if self.parent is None or "backbone" in self.model_fields_set:  # else the parent says which it is
+            why = self.train_refusal()
+            if why is not None:
+                raise ValueError(why)
         return self
+
+    def train_refusal(self) -> str | None:
+        """Why the backbone has not got the part that is to be trained; None where it has."""
+        most = BACKBONES[self.backbone].block_count - 1
+        if self.train.startswith("top_blocks:") and int(self.train.partition(":")[2]) > most:
+            return f"train {self.train!r} is more than {self.backbone} has: use 'top_blocks:{most}' or less, or 'all'"
+        return None
+
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether more than the head is trained."""
+        return self.train != "head"
 
     def resolved_weights(self) -> Weights:
         """`weights`, or the backbone's default where it is null."""
@@ -227,6 +272,7 @@ class Stage(StrEnum):
     PREFLIGHT = "preflight"
     FEATURES = "features"
     FIT = "fit"
+    FINE_TUNE = "fine_tune"
     EVALUATE = "evaluate"
     PUBLISH = "publish"
 
@@ -236,7 +282,7 @@ class Stage(StrEnum):
         match self:
             case Stage.PREFLIGHT | Stage.FEATURES:
                 return JobState.PREPARING
-            case Stage.FIT:
+            case Stage.FIT | Stage.FINE_TUNE:
                 return JobState.TRAINING
             case Stage.EVALUATE | Stage.PUBLISH:
                 return JobState.EVALUATING
@@ -277,7 +323,10 @@ class Progress(StoredContract):
 
 
 class EpochMetrics(StoredContract):
-    """One epoch of the fit. Losses are mean cross-entropies in nats; accuracies are shares from 0 to 1."""
+    """One epoch of the fit or of fine-tuning, each counted by itself.
+
+    Losses are mean cross-entropies in nats; accuracies are shares from 0 to 1.
+    """
 
     epoch: int = Field(description="Counted from 1.")
     epochs: int

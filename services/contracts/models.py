@@ -109,7 +109,9 @@ class Evaluation(StoredContract):
         "`validation`: the temperature was fitted on it."
     )
     uncalibrated_error: float | None = Field(
-        default=None, description="What the calibration error would be without the temperature; null for `base`."
+        default=None,
+        description="What the calibration error would be without the temperature; null for `base` and for fine-tuned "
+        "versions.",
     )
     classes: list[ClassReport]
     confusion_matrix: list[list[int]] = Field(description="[true label][predicted label], in the order of labels.")
@@ -125,17 +127,18 @@ class WeightDecayTrial(StoredContract):
 
 
 class FitReport(StoredContract):
-    """How the head came to be what it is."""
+    """How the head came to be what it is; of a fine-tuned version, the head that fine-tuning began from."""
 
     epochs: int
-    weight_decay: float = Field(description="The L2 penalty that the published weights were trained with.")
+    weight_decay: float = Field(description="The L2 penalty that the head was trained with, also in fine-tuning.")
     trials: list[WeightDecayTrial] = Field(
         default_factory=list[WeightDecayTrial],
         description="Of a job with `weight_decay: auto`, in the order they were tried; empty for others.",
     )
     temperature: float = Field(
         description="What the logits are divided by, so that probabilities mean what they say; part of the weights. "
-        "Fitted on the validation images with a head that was not trained on them; 1 without such images."
+        "Fitted on the validation images with a head that was not trained on them; 1 without such images. Fine-tuning "
+        "starts from the head as it is then, and fits no other."
     )
 
 

@@ -11,8 +11,16 @@ from services.contracts.models import ModelManifest, TrunkManifest
 def resolve(spec: TrainingJobSpec, parent: ModelManifest, dataset: Dataset) -> TrainingJobSpec:
     """The spec with everything filled in that its parent decides.
 
-    Raises `ParentUnusable` where the spec wants another trunk than the parent's, or renames classes that are not there.
+    Raises `ParentUnusable` where the parent was fine-tuned, or the spec wants another trunk than the parent's, more
+    blocks than that has, or renames classes that are not there.
     """
+    if parent.tail_kind != "linear":
+        raise _refused(
+            parent,
+            "was fine-tuned, and only a version whose head alone was trained can be a parent: leave `parent` out, or "
+            "name another",
+            "parent",
+        )
     trunk = parent.trunk
     wanted = {
         "backbone": (spec.backbone if "backbone" in spec.model_fields_set else None, trunk.backbone),
@@ -24,7 +32,7 @@ def resolve(spec: TrainingJobSpec, parent: ModelManifest, dataset: Dataset) -> T
     if spec.weights is not None and not _same_weights(spec.weights, trunk):
         raise _refused(parent, "has other weights than the job asks for: leave `weights` out", "weights")
     _check_renames(spec, parent, dataset)
-    return spec.model_copy(
+    resolved = spec.model_copy(
         update={
             "parent": ParentVersion(model_name=parent.model_name, version=parent.version),
             "model_name": spec.model_name or parent.model_name,
@@ -33,6 +41,10 @@ def resolve(spec: TrainingJobSpec, parent: ModelManifest, dataset: Dataset) -> T
             "image_size": trunk.image_size,
         }
     )
+    why = resolved.train_refusal()
+    if why is not None:
+        raise _refused(parent, f"cannot be trained so: {why}", "train")
+    return resolved
 
 
 def _weights(trunk: TrunkManifest) -> Weights:

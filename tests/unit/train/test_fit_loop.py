@@ -69,7 +69,10 @@ class NumpyProblem:
 
 def go(problem: NumpyProblem, wanted: FitSettings, state: FitState | None = None) -> list[FitState]:
     states: list[FitState] = []
-    fit_loop.run(state or fit_loop.begin(problem, wanted), problem, wanted, states.append)
+    state = state or fit_loop.begin(problem, wanted)
+    while not state.done:
+        state = fit_loop.advance(state, problem, wanted)
+        states.append(state)
     return states
 
 

@@ -51,6 +51,13 @@ def test_a_parent_that_is_gone_or_on_another_trunk_is_said(store: ObjectStore) -
         read_parent(store, retraining(), manifest.trunk.model_copy(update={"trunk_id": TrunkId("b" * 64)}))
 
 
+def test_a_parent_that_was_fine_tuned_is_said(store: ObjectStore) -> None:
+    manifest = make_manifest(1).model_copy(update={"tail_kind": "network"})
+    put_manifest(store, manifest)
+    with pytest.raises(ParentUnusable, match="was fine-tuned"):
+        read_parent(store, retraining(), manifest.trunk)
+
+
 def dataset_manifest(fingerprint: str, *splits: Split, held_out: bool) -> DatasetManifest:
     images = [
         ImageRecord(path=f"a/{n}", sha256=f"{n:064x}", size_bytes=1, width=1, height=1, label="a", split=split)
@@ -80,6 +87,13 @@ def test_the_images_that_the_parent_was_trained_on(store: ObjectStore, held_out:
         key = names.dataset_manifest(manifest.dataset_id, manifest.fingerprint)
         store.put(key, manifest.model_dump_json().encode())
     assert find_trained_images(store, trained_on(used)) == {f"{n:064x}" for n in trained}
+
+
+def test_a_fine_tuned_parent_would_not_have_learned_from_validation_images(store: ObjectStore) -> None:
+    used = dataset_manifest("1" * 64, *ALL, held_out=True)
+    store.put(names.dataset_manifest(used.dataset_id, used.fingerprint), used.model_dump_json().encode())
+    parent = trained_on(used).model_copy(update={"spec": spec(train="all")})
+    assert find_trained_images(store, parent) == {f"{0:064x}"}
 
 
 def test_nobody_knows_what_the_parent_was_trained_on(store: ObjectStore) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from services.contracts.backbones import BACKBONES, BackboneName
 from services.contracts.base import utc_now
 from services.contracts.datasets import Dataset, DatasetLayout, DatasetState, Split, UploadSource
 from services.contracts.errors import ParentUnusable
@@ -77,12 +78,25 @@ def test_what_fits_the_parent_is_accepted(fields: dict[str, Any]) -> None:
         ({}, {"rename_classes": {"lily": "tulip"}}, "'daisy', 'rose'"),
         ({}, {"rename_classes": {"rose": "lily"}}, "'daisy', 'rose', 'tulip'"),
         ({}, {"rename_classes": {"rose": "daisy"}}, "two classes 'daisy'"),
+        ({}, {"train": "top_blocks:12"}, "'top_blocks:5' or less"),
     ],
 )
 def test_what_does_not_fit_the_parent_is_refused(trunk: dict[str, Any], fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ParentUnusable) as refused:
         resolve(spec(**fields), parent(**trunk), dataset())
     assert said in refused.value.message
+
+
+def test_a_parent_that_was_fine_tuned_is_refused() -> None:
+    network = parent().model_copy(update={"tail_kind": "network"})
+    with pytest.raises(ParentUnusable, match="was fine-tuned"):
+        resolve(spec(), network, dataset())
+
+
+def test_the_blocks_are_counted_on_the_parents_backbone() -> None:
+    deep = parent(backbone=BackboneName.EFFICIENTNET_V2_B3)
+    most = BACKBONES[BackboneName.EFFICIENTNET_V2_B3].block_count - 1
+    assert resolve(spec(train=f"top_blocks:{most}"), deep, dataset()).train == f"top_blocks:{most}"
 
 
 def test_renaming_needs_a_parent() -> None:
