@@ -38,9 +38,14 @@ def start(params_P: Vector32) -> AdamState:
 def step(state: AdamState, gradient_P: Vector32, rate_P: Vector32) -> AdamState:
     """One step with a learning rate for each parameter. Arrays of the state before are left as they are."""
     steps = state.steps + 1
-    mean_P = np.float32(BETA_1) * state.mean_P + np.float32(1 - BETA_1) * gradient_P
-    square_P = np.float32(BETA_2) * state.square_P + np.float32(1 - BETA_2) * (gradient_P * gradient_P)
+    mean_P = _float32(np.float32(BETA_1) * state.mean_P + np.float32(1 - BETA_1) * gradient_P)
+    square_P = _float32(np.float32(BETA_2) * state.square_P + np.float32(1 - BETA_2) * (gradient_P * gradient_P))
     # The corrections of both means' bias towards 0, in float64: they are numbers, not arrays.
     scale = np.float32(np.sqrt(1 - BETA_2**steps) / (1 - BETA_1**steps))
     change_P = scale * rate_P * mean_P / (np.sqrt(square_P) + np.float32(EPSILON))
-    return AdamState(state.params_P - change_P, mean_P, square_P, steps)
+    return AdamState(_float32(state.params_P - change_P), mean_P, square_P, steps)
+
+
+def _float32(values_P: npt.NDArray[np.floating]) -> Vector32:
+    """What is float32 already, also for the type checker."""
+    return values_P.astype(np.float32, copy=False)
