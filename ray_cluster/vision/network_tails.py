@@ -19,8 +19,9 @@ HEAD = "head"
 
 Weights = dict[str, npt.NDArray[np.float32]]
 
-_MEMORY_PER_BYTE = 2
-"""XNNPACK keeps a second copy of the weights, packed for the processor."""
+_MEMORY_PER_BYTE = 2.25
+"""XNNPACK keeps a second copy of the weights, packed for the processor, and there are the activations. Measured: 2.1
+resident bytes for each byte of `rekindle_tiny` above its fourth block."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +63,7 @@ class NetworkTail:
         self._input_index, self._output_index = (int(end["index"]) for end in ends)
         self._lock = threading.Lock()
         self.feature_dim, self.class_count = (int(end["shape"][1]) for end in ends)
-        self.size_bytes = _MEMORY_PER_BYTE * len(flatbuffer)
+        self.size_bytes = int(_MEMORY_PER_BYTE * len(flatbuffer))
 
     def logits(self, features_BD: FloatArray) -> FloatArray:
         """See `AnyTail.logits`."""

@@ -84,6 +84,18 @@ def test_the_newest_epoch_is_shown() -> None:
     assert story.view.progress == Progress(stage=Stage.FIT, done=2, total=9, unit="epochs")
 
 
+def test_epochs_of_fine_tuning_are_not_those_of_the_head() -> None:
+    story = Story()
+    story.stage(Stage.FIT, 2)
+    story.stage(Stage.FINE_TUNE, None)
+    metrics = EpochMetrics(
+        epoch=1, epochs=3, train_loss=1, train_accuracy=0.5, validation_loss=None, validation_accuracy=None
+    )
+    story.tell(JobEventType.EPOCH, metrics.model_dump(mode="json"))
+    assert story.view.progress == Progress(stage=Stage.FINE_TUNE, done=1, total=3, unit="epochs")
+    assert story.view.title == "Fine-tuning"
+
+
 def test_another_attempt_is_a_line() -> None:
     story = Story()
     story.tell(JobEventType.STATE, {}, attempt=1, message="submitted")
