@@ -11,6 +11,7 @@ from ray_cluster.train import checkpoints, fit_loop, fit_state, weight_search
 from ray_cluster.train.checkpoints import Snapshot
 from ray_cluster.train.fit_loop import FitSettings, FitState, Phase, Quality
 from ray_cluster.train.lbfgs import Objective, Vector
+from ray_cluster.vision.tails import Tail
 from services.contracts.ids import JobId
 from services.contracts.models import Fingerprint
 from services.runtime.objects import open_store
@@ -183,6 +184,22 @@ def test_a_changed_penalty_is_the_state_that_evaluating_anew_gives() -> None:
     np.testing.assert_allclose(changed.gradient_P, gradient_P, atol=1e-12)
     assert (changed.iteration, changed.converged) == (0, False)
     assert len(changed.steps_MP) == len(changed.gradient_steps_MP) > 0
+
+
+def test_the_last_step_alone_is_not_the_result(tmp_path: Path) -> None:
+    store, job = open_store(tmp_path.as_uri()), JobId("job_1")
+    fingerprint = Fingerprint(device="cpu", trunk_engine="e", tensorflow="2", keras="3", threads=1)
+    last = go(NumpyProblem(1), FitSettings(5, 1e-9, patience=2, refit=False, weight_decays=GRID))[-1]
+    for tail in (None, Tail(np.eye(2, dtype=np.float32), np.ones(2, np.float32))):
+        checkpoints.commit(store, job, 1, fit_state.to_snapshot(last, tail, 1.5), fingerprint)
+        found = checkpoints.load_newest(store, job)
+        assert found is not None
+        head = fit_state.finished_head(found)
+        assert (head is None) is (tail is None)
+        assert fit_state.from_checkpoint(found).done
+    assert head is not None
+    assert (head.report.epochs, head.report.weight_decay) == (last.epoch, last.weight_decay)
+    assert (head.report.trials, head.report.temperature) == (list(last.trials), 1.5)
 
 
 def test_a_snapshot_does_not_change_with_the_loop() -> None:
