@@ -188,7 +188,9 @@ def _shape(record: JobRecord | None) -> TrunkShape | None:
 
 
 def _keys_of(manifest: ModelManifest) -> list[str]:
-    refs = [manifest.tail, manifest.predictions, manifest.trunk.top, *manifest.trunk.artefacts.values()]
+    trunk = manifest.trunk
+    refs = [manifest.tail, manifest.tail_weights, manifest.predictions, trunk.top, trunk.upper]
+    refs += trunk.artefacts.values()
     return [ref.key for ref in refs if ref is not None]
 
 

@@ -296,3 +296,15 @@ def test_a_leader_that_was_frozen_in_the_middle_of_a_pass_does_no_harm(tmp_path:
 
     asyncio.run(collect(FrozenStore(store, meanwhile), Known(), rules, dry_run=False))
     assert bucket.listed() == bucket.kept
+
+
+def test_the_weights_of_a_network_tail_are_kept(tmp_path: Path) -> None:
+    store = open_store(tmp_path.as_uri())
+    bucket = GarbageBucket(store, NOW)
+    manifest = bucket.version(bucket.job(1, published=("flowers", 1)), 1)
+    weights = bucket.put(names.model_object("flowers", 1, 2, "weights.safetensors"), b"weights", garbage=False)
+    network = manifest.model_copy(update={"tail_kind": "network", "tail_weights": weights})
+    store.put(names.model_manifest("flowers", 1), network.model_dump_json().encode())
+    later = Rules(NOW + 2 * GRACE, GRACE, None)
+    asyncio.run(collect(store, Known(unfinished_jobs=frozenset()), later, dry_run=False))
+    assert bucket.listed() == bucket.kept
