@@ -30,6 +30,11 @@ def test_a_report_worked_out_by_hand() -> None:
     assert (eel.precision, eel.recall, eel.f1, eel.support) == (None, None, None, 0)
 
 
+def test_without_a_temperature_nothing_is_said_of_what_was_before_it() -> None:
+    report = evaluate.evaluate("test", ["cat", "dog"], np.array([0, 1]), np.eye(2, dtype=np.float32), None)
+    assert (report.accuracy, report.uncalibrated_error) == (1.0, None)
+
+
 def test_calibration_is_the_gap_between_confidence_and_accuracy() -> None:
     confident_and_wrong_half_the_time = evaluate.calibration_error(np.full(10, 0.95), np.arange(10) % 2 == 0)
     assert confident_and_wrong_half_the_time == pytest.approx(0.45)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_cluster.train import head_recipe
+from ray_cluster.train import head_recipe, keras_problem
 from ray_cluster.train.fine_tune_data import Places
 from ray_cluster.train.fine_tune_problem import Images, NetworkProblem, Recipe
 from ray_cluster.train.shards import Compute, ShardMap, ShardResult, ShardTask, compute_here, deal
@@ -60,7 +60,12 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+def deterministic() -> None:
+    keras_problem.make_deterministic()  # before TensorFlow's first operation in this process
+
+
+@pytest.fixture(scope="module")
+def case(deterministic: None, tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder: Path = tmp_path_factory.mktemp("bucket")
     return Case(open_store(folder.as_uri()))
 

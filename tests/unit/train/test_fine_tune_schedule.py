@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_cluster.train import fine_tune_schedule as schedule
@@ -49,6 +49,7 @@ def test_dropout_keeps_the_mean_and_differs_by_image() -> None:
 
 
 @given(steps=st.integers(1, 5000), peak=st.floats(1e-6, 1))
+@settings(deadline=None)
 def test_the_rate_rises_then_falls_to_nearly_nothing(steps: int, peak: float) -> None:
     rates = [schedule.learning_rate(step, steps, peak) for step in range(steps)]
     top = int(np.argmax(rates))
