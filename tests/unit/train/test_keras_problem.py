@@ -108,10 +108,16 @@ def test_a_phase_begins_where_it_is_told_to() -> None:
     assert not problem.start(Phase.FINAL).any()
 
 
+def fit(problem: HeadProblem, settings: FitSettings) -> FitState:
+    state = fit_loop.begin(problem, settings)
+    while not state.done:
+        state = fit_loop.advance(state, problem, settings)
+    return state
+
+
 def finished(map_shards: ShardMap) -> FitState:
     settings = FitSettings(60, 1e-6, patience=None, refit=True, weight_decays=(1.0, 0.3, 0.1, 0.03, 0.01))
-    problem = make_problem(map_shards)
-    return fit_loop.run(fit_loop.begin(problem, settings), problem, settings, lambda state: None)
+    return fit(make_problem(map_shards), settings)
 
 
 @pytest.mark.parametrize("workers", [2, 3])
@@ -124,9 +130,7 @@ def test_a_fit_with_a_search_has_the_same_bits_at_any_number_of_workers(workers:
 
 def test_starting_from_the_optimum_takes_fewer_epochs_and_ends_at_the_same_head() -> None:
     settings = FitSettings(100, 1e-6, patience=None, refit=False, weight_decays=(0.05,))
-    problem = make_problem()
-    cold = fit_loop.run(fit_loop.begin(problem, settings), problem, settings, lambda state: None)
-    warm_problem = make_problem(starts={Phase.SELECT: cold.result()})
-    warm = fit_loop.run(fit_loop.begin(warm_problem, settings), warm_problem, settings, lambda state: None)
+    cold = fit(make_problem(), settings)
+    warm = fit(make_problem(starts={Phase.SELECT: cold.result()}), settings)
     assert warm.epoch < cold.epoch / 2
     np.testing.assert_allclose(warm.result(), cold.result(), atol=0.02)
