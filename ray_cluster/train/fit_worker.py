@@ -63,7 +63,7 @@ def warm_up() -> None:
 def run(
     job: FitJob, control: FitControl, map_shards: ShardMap = compute_here, say: Callable[[str], None] = _log.info
 ) -> FitReturn:
-    """Trains what the job says. Never raises: what went wrong is in the result. `say` gets the lines for the job's log."""
+    """Trains what the job says. Never raises: what went wrong is in the result. `say` gets lines for the job's log."""
     try:
         _fit(job, control, map_shards, say)
     except _Stopped as stopped:
