@@ -35,7 +35,7 @@ LOOK_S = 1.0
 STANDBY_AFTER_S = 5.0
 """A fit that ends sooner gets no standby: to load one takes longer than the fit."""
 RAY_TRAIN_AFTER_S = 30.0
-"""A fit that ends sooner is looked after by the driver alone: Ray Train's six processes need 30 s of a core to start."""
+"""A fit that ends sooner is left to the driver alone: Ray Train's six processes need 30 s of a core to start."""
 START_S = 2.0
 """How long each look at a starting trainer waits."""
 
