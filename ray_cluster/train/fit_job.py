@@ -1,5 +1,6 @@
 """What the parts of a fit tell each other: driver, supervisor and trainer. As JSON, so nothing of ours is pickled."""
 
+from datetime import datetime
 from enum import StrEnum
 
 from ray_cluster.train.work import Span
@@ -39,6 +40,8 @@ class FitJob(StoredContract):
     """Ends where fine-tuning begins; null for a head alone."""
     on_demand_counts: bool = False
     """The attempt has waited long enough for spot nodes (`Resources.on_demand_after_s`)."""
+    lost_at: datetime | None = None
+    """When the trainer that had it before was found lost; null for the first, and after one that left in time."""
     warm_start: WarmStart | None = None
     """What the head begins with; null for zeros."""
 

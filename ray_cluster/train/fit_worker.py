@@ -9,6 +9,7 @@ state, before it returns. All that the next stage needs is then in the bucket.
 import logging
 import time
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from importlib.metadata import version
 from typing import Any, Generic
@@ -95,6 +96,7 @@ class _Fit(Generic[State]):
         fingerprint: Fingerprint,
         loop: TrainingLoop[State],
         say: Callable[[str], None],
+        began_at: datetime,
     ) -> None:
         self._store = store
         self._loop = loop
@@ -104,7 +106,7 @@ class _Fit(Generic[State]):
         self._say = say
         self._reporting_for = control.identity
         self._reporter = self._reporter_for(control.identity)
-        self._began_at = utc_now()
+        self._began_at = began_at
         self._resumed: LoopState | None = None
         self._epochs_reported = 0
         self._step_began_s = self._saved_s = time.monotonic()
@@ -152,7 +154,12 @@ class _Fit(Generic[State]):
     def _report(self, state: State) -> None:
         reporter, stage = self._reports(), self._job.stage
         if self._resumed is not None:
-            recovery = Recovery(epoch=self._resumed.epoch, resumed_at=self._began_at, first_step_at=utc_now())
+            recovery = Recovery(
+                epoch=self._resumed.epoch,
+                lost_at=self._job.lost_at,
+                resumed_at=self._began_at,
+                first_step_at=utc_now(),
+            )
             self._background.run(partial(reporter.recovery, recovery, stage))
             self._resumed = None
         if state.epoch > self._epochs_reported:
@@ -213,6 +220,7 @@ class _Fit(Generic[State]):
 
 
 def _fit(job: FitJob, control: FitControl, map_shards: ShardMap, say: Callable[[str], None]) -> None:
+    began_at = utc_now()
     store = open_store(job.bucket_uri)
     checkpoint = checkpoints.load_newest(store, job.job_id, discard_damaged=True)
     if checkpoint is not None and _is_finished(checkpoint, job.stage):
@@ -225,7 +233,7 @@ def _fit(job: FitJob, control: FitControl, map_shards: ShardMap, say: Callable[[
         keras=keras.__version__,
         threads=THREADS,
     )
-    fit = _Fit(store, job, control, fingerprint, loop, say)
+    fit = _Fit(store, job, control, fingerprint, loop, say, began_at)
     try:
         state = fit.resume(checkpoint) or loop.begin()
         while not state.done:

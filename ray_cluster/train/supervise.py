@@ -27,6 +27,7 @@ from ray_cluster.train.fit_job import FitEnd, FitJob, FitNews, FitReturn
 from ray_cluster.train.reporter import Reporter
 from ray_cluster.train.trainer import NotMine
 from ray_cluster.train.trainers import KnownTrainer
+from services.contracts.base import utc_now
 from services.contracts.errors import Fenced
 from services.runtime.objects import ObjectStore, open_store
 
@@ -115,6 +116,8 @@ class Supervisor:
                 returned = self._watch(leader)
                 if returned is not None and returned.end is not FitEnd.HANDED_OVER:
                     return returned
+                lost_at = utc_now() if returned is None else None
+                self._job_json = self._job.model_copy(update={"lost_at": lost_at}).model_dump_json()
                 leader = self._appoint(_draining())
         finally:
             for name in self._helpers.started:

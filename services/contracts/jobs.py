@@ -340,6 +340,11 @@ class Recovery(StoredContract):
     """Training went on from a checkpoint in another process."""
 
     epoch: int = Field(description="The checkpoint's; the epochs after it are done again.")
+    lost_at: datetime | None = Field(
+        default=None,
+        description="When it was noticed that the process before was lost; null where that one left in time, or where "
+        "whoever would have noticed was lost with it.",
+    )
     resumed_at: datetime = Field(description="When the process began to load what it needs.")
     first_step_at: datetime = Field(description="When it had done its first epoch.")
 

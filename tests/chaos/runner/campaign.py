@@ -201,11 +201,10 @@ class Campaign:
 
     def _felt(self) -> list[Felt]:
         felt: list[Felt] = []
-        detections = self.deployment.detections()
         for number, (strike, struck) in enumerate(self.struck):
             following = self.struck[number + 1][1].began_at if number + 1 < len(self.struck) else None
             window = Window(struck.began_at, struck.ended_at, following)
-            effects = [effect(job.events, window, detections) for job in self.jobs]
+            effects = [effect(job.events, window) for job in self.jobs]
             lost_s = sum(
                 (other.ended_at - other.began_at).total_seconds() + self.options.checkpoint_interval_s
                 for planned, other in self.struck[max(0, number - 1) : number + 1]

@@ -6,7 +6,6 @@ that made it. What runs on a machine (`tests.servers.machine`) also goes when th
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx2
@@ -35,9 +33,6 @@ CLIENT_TIMEOUT_S = 15.0
 SPOT_CPUS = 2
 RAY_TRAIN_AFTER_S = 5
 """Sooner than by default, so that fits are met under Ray Train, and before."""
-LOST = " is lost: "
-"""Stands in the supervisor's log (`ray_cluster.train.supervise`) when it found its trainer lost."""
-TIMESTAMP = re.compile(r'"timestamp_ns": ?(\d+)')
 LOCALHOST = "127.0.0.1"
 
 
@@ -137,15 +132,6 @@ class Deployment:
         watcher_env = {f"REKINDLE_SPOT_{name}": value for name, value in settings.items()}
         node.start([sys.executable, "-m", "ray_cluster.spot.watcher"], watcher_env)
         return node
-
-    def detections(self) -> list[datetime]:
-        """When supervisors of fits found their trainer lost: what Ray Train's logs of their processes say so far."""
-        found: set[datetime] = set()
-        for log in self.ray.temp_dir.glob("*/session_*/logs/train/ray-train-app-worker-*.log"):
-            for line in log.read_text(errors="replace").splitlines():
-                if LOST in line and (stamp := TIMESTAMP.search(line)):
-                    found.add(datetime.fromtimestamp(int(stamp[1]) / 1e9, UTC))
-        return sorted(found)
 
     def give_notice(self, node: Node, in_s: float) -> None:
         """The node's metadata service says from now on that the machine goes `in_s` seconds from now."""

@@ -60,11 +60,8 @@ def fitting_at(events: Sequence[JobEvent], at: datetime) -> bool:
     return begun and not ended
 
 
-def effect(events: Sequence[JobEvent], window: Window, detections: Sequence[datetime] = ()) -> Effect:
-    """The strike's effect on the job's fit; `NO_EFFECT` where the job was not in its fit, or before its first step.
-
-    `detections` are the moments at which some supervisor found its trainer lost.
-    """
+def effect(events: Sequence[JobEvent], window: Window) -> Effect:
+    """The strike's effect on the job's fit; `NO_EFFECT` where the job was not in its fit, or before its first step."""
     if not fitting_at(events, window.began_at) or not _epochs_until(events, window.began_at):
         return NO_EFFECT
     after = [event for event in events if event.at > window.began_at and not _too_late(event.at, window)]
@@ -72,7 +69,7 @@ def effect(events: Sequence[JobEvent], window: Window, detections: Sequence[date
         if event.type is JobEventType.RECOVERY:
             recovery = Recovery.model_validate(event.data)
             if recovery.resumed_at > window.began_at:
-                return _restarted(events, window, recovery, detections)
+                return _restarted(events, window, recovery)
     steps = [event.at for event in after if event.type is JobEventType.EPOCH and event.at > window.ended_at]
     recovery_s = (min(steps) - window.ended_at).total_seconds() if steps else None
     return Effect(recovery_s, False, None, None, None, 0, 0.0)
@@ -96,21 +93,18 @@ def percentile(values: Sequence[float], share: float) -> float | None:
     return sorted(values)[rank - 1]
 
 
-def _restarted(
-    events: Sequence[JobEvent], window: Window, recovery: Recovery, detections: Sequence[datetime]
-) -> Effect:
+def _restarted(events: Sequence[JobEvent], window: Window, recovery: Recovery) -> Effect:
     done = _epochs_until(events, recovery.resumed_at)
     last_at, last = max(done, key=lambda each: each[1])
     # After a notice, or without those who asked for the fit, training goes on for a while before it moves.
     began = max(window.began_at, min(window.ended_at, recovery.resumed_at), last_at)
-    detected_at = min((at for at in detections if began <= at <= recovery.resumed_at), default=None)
     redone = max(0, last - recovery.epoch)
     reached_at = _reached_at(done, recovery.epoch)
     return Effect(
         recovery_s=_seconds(recovery.first_step_at - began),
         restarted=True,
-        detected_s=None if detected_at is None else _seconds(detected_at - began),
-        trainer_s=_seconds(recovery.resumed_at - (detected_at or began)),
+        detected_s=None if recovery.lost_at is None else _seconds(recovery.lost_at - began),
+        trainer_s=_seconds(recovery.resumed_at - (recovery.lost_at or began)),
         first_step_s=_seconds(recovery.first_step_at - recovery.resumed_at),
         steps_redone=redone,
         redone_s=_seconds(last_at - reached_at) if redone and reached_at is not None else 0.0,

@@ -49,8 +49,9 @@ def epoch(second: float, number: int) -> JobEvent:
     return event(second, JobEventType.EPOCH, metrics)
 
 
-def recovery(resumed: float, first_step: float, number: int) -> JobEvent:
-    data = Recovery(epoch=number, resumed_at=at(resumed), first_step_at=at(first_step))
+def recovery(resumed: float, first_step: float, number: int, lost: float | None = None) -> JobEvent:
+    lost_at = None if lost is None else at(lost)
+    data = Recovery(epoch=number, lost_at=lost_at, resumed_at=at(resumed), first_step_at=at(first_step))
     return event(first_step, JobEventType.RECOVERY, data)
 
 
@@ -80,7 +81,7 @@ def test_what_a_restart_redoes_and_where_its_time_goes() -> None:
 
 
 def test_detection_is_split_off_where_it_is_known() -> None:
-    found = effect(KILLED, kill(3.5), [at(1), at(4.25), at(4.5), at(9)])
+    found = effect([*KILLED[:4], recovery(5, 6.5, 15, lost=4.25), *KILLED[5:]], kill(3.5))
     assert (found.detected_s, found.trainer_s, found.first_step_s) == (0.75, 0.75, 1.5)
 
 
