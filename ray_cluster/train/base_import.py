@@ -11,6 +11,7 @@ from ray_cluster.train.context import AttemptContext, running
 from ray_cluster.train.stages import PendingTrunk
 from ray_cluster.vision.tails import Tail
 from ray_cluster.vision.verified import read_verified
+from services.contracts import names
 from services.contracts.base import utc_now
 from services.contracts.errors import CallerError, InternalError, NotFound, WeightsUnusable
 from services.contracts.jobs import BaseModelSpec, Stage
@@ -93,9 +94,10 @@ def parse_labels(data: bytes, uri: str) -> list[str]:
 def _find_same(
     store: ObjectStore, model_name: str, trunk: TrunkManifest, tail: Tail, labels: list[str]
 ) -> ModelManifest | None:
+    """The newest version that is shown, where it is the same: going back to an earlier classifier is a new version."""
     for version in publish.list_versions(store, model_name):
         model = publish.read_version(store, model_name, version)
-        if model is not None:  # the newest published one decides: going back to an earlier classifier is a new version
+        if model is not None and store.head(names.model_deletion(model_name, version)) is None:
             same = (model.trunk.trunk_id, model.tail_sha256, model.labels) == (trunk.trunk_id, tail.sha256(), labels)
             return model if same else None
     return None

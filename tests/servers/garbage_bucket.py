@@ -7,7 +7,15 @@ from datetime import datetime, timedelta
 from services.contracts import names
 from services.contracts.backbones import BackboneName
 from services.contracts.ids import DatasetId, JobId, TrunkId
-from services.contracts.jobs import JobKind, JobOutcome, JobRecord, JobState, PublishedModel, TrainingJobSpec
+from services.contracts.jobs import (
+    JobKind,
+    JobOutcome,
+    JobRecord,
+    JobState,
+    ParentVersion,
+    PublishedModel,
+    TrainingJobSpec,
+)
 from services.contracts.models import AliasRecord, ModelManifest, ObjectRef, VersionClaim, VersionDeletion
 from services.runtime.objects import ObjectStore
 from tests.servers.training import make_manifest
@@ -52,10 +60,11 @@ class GarbageBucket:
         published: tuple[str, int] | None = None,
         model_name: str = "flowers",
         garbage: bool | None = None,
+        parent: tuple[str, int] | None = None,
     ) -> JobId:
         """A job with two attempts, checkpoints and per-image predictions of both; `ended` None: it still runs.
 
-        `garbage` says whether its checkpoints are, by default those of a job that has ended.
+        `garbage` says whether its checkpoints are, by default those of a job that has ended; `parent` what it retrains.
         """
         job, is_garbage = job_id(number), ended is not None if garbage is None else garbage
         record = JobRecord(
@@ -63,7 +72,11 @@ class GarbageBucket:
             kind=JobKind.TRAIN,
             model_name=model_name,
             created_at=self.now - LONG_AGO,
-            spec=TrainingJobSpec(dataset_id=DATASET, backbone=BackboneName.REKINDLE_TINY),
+            spec=TrainingJobSpec(
+                dataset_id=DATASET,
+                backbone=BackboneName.REKINDLE_TINY,
+                parent=None if parent is None else ParentVersion(model_name=parent[0], version=parent[1]),
+            ),
             source_uri="s3://images",
         )
         self.put(names.job_spec(job), record.model_dump_json().encode(), garbage=False)

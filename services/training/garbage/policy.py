@@ -105,7 +105,7 @@ class References:
     running_shapes: frozenset[TrunkShape]
     """What the unfinished jobs need."""
     keys: frozenset[str]
-    """Objects of versions that were not deleted, or not long ago."""
+    """Objects of versions that were not deleted, or not long ago, or that an unfinished job retrains."""
     trunks: frozenset[TrunkId]
     datasets: frozenset[DatasetId]
     doubtful_models: frozenset[str]
@@ -135,13 +135,15 @@ def refer(jobs: Sequence[SeenJob], models: Sequence[SeenModel], known: Known, ru
     """What the manifests in the bucket refer to, and what of it is in doubt."""
     published = {(version.model_name, version.number) for version in _published(models)}
     doubtful = {model.name for model in models if not model.is_readable} | _lost_models(jobs, published)
+    unfinished = [job for job in jobs if job.outcome is None or job.job_id in known.unfinished_jobs]
+    retrained = {parent for job in unfinished if (parent := _parent(job.record)) is not None}
     standing = [
         version.manifest
         for model in models
         for version in model.versions
-        if version.manifest is not None and not is_deleted(model, version, rules)
+        if version.manifest is not None
+        and ((model.name, version.number) in retrained or not is_deleted(model, version, rules))
     ]
-    unfinished = [job for job in jobs if job.outcome is None or job.job_id in known.unfinished_jobs]
     return References(
         ended=frozenset(job.job_id for job in jobs if _has_ended(job, doubtful, known, rules)),
         running_shapes=frozenset(shape for job in unfinished if (shape := _shape(job.record)) is not None),
@@ -185,6 +187,13 @@ def _shape(record: JobRecord | None) -> TrunkShape | None:
     if record.spec is not None:
         return record.spec.backbone, record.spec.resolved_image_size()
     return None if record.base is None else (record.base.backbone, record.base.image_size)
+
+
+def _parent(record: JobRecord | None) -> tuple[str, int] | None:
+    """Model and version that the job retrains."""
+    if record is None or record.spec is None or record.spec.parent is None:
+        return None
+    return record.spec.parent.model_name, record.spec.parent.version
 
 
 def _keys_of(manifest: ModelManifest) -> list[str]:

@@ -298,6 +298,20 @@ def test_a_leader_that_was_frozen_in_the_middle_of_a_pass_does_no_harm(tmp_path:
     assert bucket.listed() == bucket.kept
 
 
+def test_a_deleted_version_stays_while_a_job_retrains_it(tmp_path: Path) -> None:
+    store = open_store(tmp_path.as_uri())
+    bucket = GarbageBucket(store, NOW + 2 * GRACE)
+    rules = Rules(bucket.now, GRACE, None)
+    parent = bucket.version(bucket.job(1, published=("flowers", 1)), 1)
+    child = bucket.job(2, ended=None, parent=("flowers", 1))
+    bucket.delete(parent, garbage=False)
+    asyncio.run(collect(store, Known(), rules, dry_run=False))
+    assert bucket.listed() == bucket.kept
+    bucket.end(child, LONG_AGO, None)
+    asyncio.run(collect(store, Known(), rules, dry_run=False))
+    assert parent.tail.key not in bucket.listed()
+
+
 def test_the_weights_of_a_network_tail_are_kept(tmp_path: Path) -> None:
     store = open_store(tmp_path.as_uri())
     bucket = GarbageBucket(store, NOW)
