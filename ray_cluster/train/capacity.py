@@ -128,6 +128,13 @@ class CapacityWatch:
         except ClusterUnknown:
             return True
 
+    def nodes(self, cpus: float) -> list[str]:
+        """The ids of the nodes that could take work of `cpus`; none while the head does not say."""
+        try:
+            return [node.node_id for node in suitable(self._look(), cpus, self.place)]
+        except ClusterUnknown:
+            return []
+
     def _is_running(self, view: ClusterView, cpus: float, runs: Callable[[], bool]) -> bool:
         return bool(suitable(view, cpus, self.place)) and runs()
 

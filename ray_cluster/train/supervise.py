@@ -211,7 +211,7 @@ class Supervisor:
                         leader.actor.order.remote(*key, Order.SAVE.value)
                         saved = True
                 elif time.monotonic() - began_s >= self._standby_after_s:
-                    trainers.keep_warm(1, self._capacity.place, draining)
+                    self._keep_standby(leader, draining)
                 self._grow(leader, key, draining)
             except RayTaskError as error:
                 if isinstance(error.cause, NotMine):
@@ -227,8 +227,14 @@ class Supervisor:
         place = self._capacity.place
         staying = [each for each in standbys if each.view.node_id not in draining and each.suits(place)]
         if not staying:
-            trainers.keep_warm(1, place, draining)
+            trainers.keep_warm(place, draining)
         return staying[0] if staying else None
+
+    def _keep_standby(self, leader: KnownTrainer, draining: Collection[str]) -> None:
+        """On another node than the leader's, which may be lost as a whole; on the same where there is no other."""
+        gone_with_it = {leader.view.node_id, *draining}
+        others = [node_id for node_id in self._capacity.nodes(trainers.CPUS) if node_id not in gone_with_it]
+        trainers.keep_warm(self._capacity.place, gone_with_it if others else draining, others)
 
     def _gather(self) -> None:
         """Waits until as many trainers as the spec asks for at least, the leader included, could begin."""

@@ -6,6 +6,7 @@ Nobody keeps a list: a trainer is a named actor, and what it is at it tells itse
 import os
 import secrets
 import time
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 from ray.util import list_named_actors
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_cluster.train.machines import Place
 from ray_cluster.train.trainer import Trainer, TrainerView
@@ -53,16 +55,19 @@ def idle_s() -> float:
     return float(os.environ.get("REKINDLE_TRAINER_IDLE_S", "120"))
 
 
-def start(place: Place, cpus: float = CPUS) -> str:
-    """Starts a trainer at a place and returns its name at once; it answers when it has loaded."""
+def start(place: Place, cpus: float = CPUS, node_id: str | None = None) -> str:
+    """Starts a trainer at a place and returns its name at once; it answers when it has loaded.
+
+    With `node_id`, of a node that suits the place, there or nowhere.
+    """
     name = f"{_PREFIX}{_kind(place)}-{secrets.token_hex(6)}"
     options: dict[str, Any] = {
         "name": name,
         "namespace": NAMESPACE,
         "lifetime": "detached",
-        "scheduling_strategy": "SPREAD",
+        "scheduling_strategy": "SPREAD" if node_id is None else NodeAffinitySchedulingStrategy(node_id, soft=False),
         "num_cpus": cpus,
-        "label_selector": place.selector(),
+        "label_selector": place.selector() if node_id is None else {},
         "max_concurrency": CALLS_AT_A_TIME,
     }
     ray.remote(Trainer).options(**options).remote(idle_s())
@@ -126,16 +131,18 @@ def _view(ref: "ray.ObjectRef[TrainerView]") -> TrainerView:
     return view
 
 
-def keep_warm(count: int, place: Place, avoiding: Collection[str] = ()) -> None:
-    """Starts a trainer where fewer than `count` are idle or starting at the place, on nodes other than `avoiding`.
+def keep_warm(place: Place, avoiding: Collection[str] = (), preferring: Collection[str] = ()) -> None:
+    """Starts a trainer where none is idle or starting at the place, on a node that is not one of `avoiding`.
 
-    Returns at once. At most one is started per call.
+    It is started on that one of the nodes `preferring` that has the fewest trainers, where there are any. Returns at
+    once.
     """
     answered = find()
     usable = [trainer for trainer in answered if trainer.suits(place) and trainer.view.node_id not in avoiding]
-    ready = [trainer for trainer in usable if trainer.idle]
-    if len(ready) + len(names_starting(place, answered)) < count:
-        start(place)
+    if any(trainer.idle for trainer in usable) or names_starting(place, answered):
+        return
+    there = Counter(trainer.view.node_id for trainer in answered)
+    start(place, node_id=min(preferring, key=lambda node_id: (there[node_id], node_id), default=None))
 
 
 def dismiss(name: str) -> None:
