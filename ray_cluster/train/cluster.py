@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import ray
 
-from ray_cluster.train import cluster_view
+from ray_cluster.train import cluster_view, known_files
 from ray_cluster.train.capacity import LOOK_S, CapacityWatch
 from ray_cluster.train.cluster_view import ClusterUnknown
 from ray_cluster.train.evaluate_network import run_network
@@ -22,6 +22,7 @@ from ray_cluster.train.listing import ListedFile
 from ray_cluster.train.machines import Place, count_cores
 from ray_cluster.train.work import Done, Watch
 from services.contracts.datasets import ImageRecord
+from services.contracts.ids import DatasetId
 from services.contracts.jobs import Stage
 from services.contracts.models import TrunkManifest, TrunkRecipe
 from services.runtime.objects import open_store
@@ -119,11 +120,14 @@ def run_one(
 
 
 @ray.remote(num_cpus=TASK_CPUS, max_retries=_MAX_RETRIES)
-def inspect_task(source_uri: str, files: list[ListedFile]) -> Done[list[Inspected]]:
-    """`inspect_files` on some node."""
+def inspect_task(
+    bucket_uri: str, source_uri: str, dataset_id: DatasetId, files: list[ListedFile]
+) -> Done[list[Inspected]]:
+    """`inspect_files` on some node; what it finds is kept for other preflights of the dataset."""
     watch = Watch()
     with watch.working():
         inspected = inspect_files(open_store(source_uri), files)
+        known_files.save(open_store(bucket_uri), dataset_id, inspected)
     return Done(inspected, watch.spans[0])
 
 

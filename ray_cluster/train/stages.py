@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import ray
 
-from ray_cluster.train import cluster, features, fit_data, preflight, publish
+from ray_cluster.train import cluster, features, fit_data, known_files, preflight, publish
 from ray_cluster.train.context import AttemptContext, RunningStage, running
 from ray_cluster.train.evaluate_stage import Evaluated
 from ray_cluster.train.features import FeatureIndex, FeatureWork
@@ -22,6 +22,7 @@ from services.contracts import names
 from services.contracts.base import utc_now
 from services.contracts.datasets import DatasetManifest
 from services.contracts.errors import InternalError, NotFound
+from services.contracts.ids import DatasetId
 from services.contracts.jobs import Stage, TrainingJobSpec
 from services.contracts.models import ModelManifest, ObjectRef, TrunkManifest, TrunkRecipe
 from services.runtime.objects import open_store
@@ -59,7 +60,7 @@ class PendingTrunk:
 
 
 def run_preflight(context: AttemptContext, spec: TrainingJobSpec, source_uri: str) -> DatasetManifest:
-    """The frozen list of images; reads every image unless this listing was judged before."""
+    """The frozen list of images; reads every image that no preflight of the dataset has read before."""
     with running(context, Stage.PREFLIGHT) as stage:
         with stage.working():
             listing = read_listing(open_store(source_uri).list(""))
@@ -69,7 +70,7 @@ def run_preflight(context: AttemptContext, spec: TrainingJobSpec, source_uri: st
             manifest = DatasetManifest.model_validate_json(context.store.get(key))
             stage.skip()
         except NotFound:
-            inspected = _inspect(context, stage, source_uri, listing)
+            inspected = _inspect(context, stage, spec.dataset_id, source_uri, listing)
             with stage.working():
                 manifest = preflight.judge(spec.dataset_id, listing, inspected, spec)
                 context.store.put(key, manifest.model_dump_json().encode(), if_absent=True)
@@ -207,14 +208,20 @@ def run_publish(
     return model
 
 
-def _inspect(context: AttemptContext, stage: RunningStage, source_uri: str, listing: Listing) -> list[Inspected]:
-    chunks = [listing.files[start : start + INSPECT_FILES] for start in range(0, len(listing.files), INSPECT_FILES)]
+def _inspect(
+    context: AttemptContext, stage: RunningStage, dataset_id: DatasetId, source_uri: str, listing: Listing
+) -> list[Inspected]:
+    """What each file is. Only those are read that no preflight of the dataset has read before."""
+    with stage.working():
+        known = known_files.KnownFiles.load(context.store, dataset_id)
+        inspected, unknown = known_files.find_all(known, listing.files)
+    chunks = [unknown[start : start + INSPECT_FILES] for start in range(0, len(unknown), INSPECT_FILES)]
     total = len(listing.files)
-    context.reporter.progress(Stage.PREFLIGHT, 0, total, "images")
-    inspected: list[Inspected] = []
+    context.reporter.progress(Stage.PREFLIGHT, len(inspected), total, "images")
 
     def submit(files: list[ListedFile], place: Place) -> "ray.ObjectRef[Done[list[Inspected]]]":
-        return cluster.inspect_task.options(label_selector=place.selector()).remote(source_uri, files)
+        task = cluster.inspect_task.options(label_selector=place.selector())
+        return task.remote(context.bucket_uri, source_uri, dataset_id, files)
 
     results = cluster.run_bounded(submit, chunks, context.parallelism, context.capacity, Stage.PREFLIGHT)
     for _, read in results:

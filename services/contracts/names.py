@@ -29,6 +29,11 @@ def dataset_manifest(dataset_id: DatasetId, fingerprint: str) -> str:
     return f"{dataset_manifests(dataset_id)}{fingerprint}.json"
 
 
+def dataset_inspections(dataset_id: DatasetId, version: str) -> str:
+    """Prefix of what preflight found in the dataset's files, by the version of what it takes a file for."""
+    return f"datasets/{dataset_id}/inspections/v{version}/"
+
+
 # --- jobs ---
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from services.contracts.datasets import Split
 from services.contracts.ids import JobId
-from services.contracts.jobs import JobEventType, Stage
+from services.contracts.jobs import JobEventType, Progress, Stage
 from tests.cluster.attempts import Attempts
 from tests.servers.ray_local import LocalRay
 
@@ -106,6 +106,21 @@ def test_a_version_is_retrained_on_more_images_and_other_classes(attempts: Attem
     from_zero = attempts.model(cold).evaluation
     assert from_zero is not None
     assert from_zero.loss == pytest.approx(version.evaluation.loss, rel=0.05), "the optimum depends on the start"
+
+
+def test_of_a_dataset_that_has_grown_only_what_is_new_is_read(attempts: Attempts, second: Path) -> None:
+    before = attempts.accept(second, "grown", seed=3)
+    assert attempts.run(before) == 0, attempts.log(before)
+    draw(second, "blue", "blue", 2, 30)
+    after = attempts.accept(second, "grown", seed=3)
+    assert attempts.run(after) == 0, attempts.log(after)
+    told = [
+        Progress.model_validate(record.data)
+        for record in attempts.records(after)
+        if record.type is JobEventType.PROGRESS and record.stage is Stage.PREFLIGHT
+    ]
+    assert [(each.done, each.total) for each in told] == [(told[-1].done - 2, told[-1].done), (told[-1].done,) * 2]
+    assert features_computed(attempts, after) == 2
 
 
 def test_a_version_says_what_its_search_has_found(attempts: Attempts, first: Path) -> None:

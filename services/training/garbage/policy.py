@@ -191,9 +191,10 @@ def _shape(record: JobRecord | None) -> TrunkShape | None:
 
 def _parent(record: JobRecord | None) -> tuple[str, int] | None:
     """Model and version that the job retrains."""
-    if record is None or record.spec is None or record.spec.parent is None:
+    parent = None if record is None or record.spec is None else record.spec.parent
+    if parent is None or parent.version is None:  # an accepted job's names its version
         return None
-    return record.spec.parent.model_name, record.spec.parent.version
+    return parent.model_name, parent.version
 
 
 def _keys_of(manifest: ModelManifest) -> list[str]:

@@ -111,8 +111,17 @@ class Bench:
     def scratch(self, number: int) -> JobRun:
         """The round's job on `images` with nothing known of them; several pairs compare with the same run."""
         if number not in self._scratch:
-            self._scratch[number] = self.product.train(self.images, self._seed(number))
+            own = images.link(self.images, self._folder_of(number))
+            self._scratch[number] = self.product.train(own, self._seed(number))
         return self._scratch[number]
+
+    def grown(self, number: int, image_count: int) -> JobRun:
+        """The same user's next job, right after `scratch`: images were added to the dataset, up to so many."""
+        more = images.link(self.image_set(image_count), self._folder_of(number))
+        return self.product.train(more, self._seed(number), again=True)
+
+    def _folder_of(self, number: int) -> Path:
+        return self.folder / f"round-{number}"
 
     def keras_timed(self, number: int) -> KerasRun:
         """The round's training in Keras on `images`."""

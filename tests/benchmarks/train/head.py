@@ -133,7 +133,7 @@ def stage_table(runs: Sequence[JobRun]) -> Table:
     rows: list[tuple[str, float | None, float | None, float]] = []
     started_s, between_s = median(run.started_s for run in runs), median(run.between_s for run in runs)
     rows.append(("POST to first stage", None, started_s, started_s))
-    for stage in Stage:
+    for stage in runs[0].stages:
         wall_s, work_s = (median(values) for values in zip(*_times(runs, stage), strict=True))
         rows.append((stage.value, work_s, wall_s - work_s, wall_s))
     rows.append(("between stages", None, between_s, between_s))

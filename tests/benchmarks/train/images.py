@@ -2,11 +2,12 @@
 
 import hashlib
 import itertools
+import os
 import random
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -120,6 +121,16 @@ def write(picks: Sequence[Pick], folder: Path, processes: int) -> ImageSet:
     counts = {split: sum(each.split == split for each in picks) for split in SPLITS}
     labels = {each.label for each in picks}
     return ImageSet(folder, counts["train"], counts["test"], len(labels), picks[0].crop is not None)
+
+
+def link(images: ImageSet, folder: Path) -> ImageSet:
+    """The same files in another folder, which may have some of them already: those stay as they are."""
+    for file in images.folder.rglob("*"):
+        linked = folder / file.relative_to(images.folder)
+        if file.is_file() and not linked.exists():
+            linked.parent.mkdir(parents=True, exist_ok=True)
+            os.link(file, linked)
+    return replace(images, folder=folder)
 
 
 def _in_turn(by_label: Mapping[str, Sequence[Path]], split: str, *, made: bool, first_crop: int) -> Iterator[Pick]:

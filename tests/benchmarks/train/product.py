@@ -11,6 +11,7 @@ import psutil
 
 from services.client import Rekindle
 from services.contracts.backbones import BackboneName
+from services.contracts.ids import DatasetId
 from services.contracts.jobs import Stage, TrainingJob, TrainingJobSpec, WeightsUri
 from services.local.home import StackHome
 from services.local.processes import stack_processes
@@ -66,19 +67,23 @@ class Product:
     home: Path
     backbone: BackboneName
     weights: Path
-    _datasets: int = 0
+    _datasets: dict[Path, DatasetId] = field(default_factory=dict[Path, DatasetId])
+    """By folder, the newest that was made of it."""
+    _count: int = 0
 
-    def train(self, images: ImageSet, seed: int, *, keep_features: bool = False) -> JobRun:
-        """A head job with every other setting at its default.
+    def train(self, images: ImageSet, seed: int, *, again: bool = False, keep_features: bool = False) -> JobRun:
+        """A head job with every other setting at its default, on a dataset that nothing is known of.
 
-        The stack is as it stands idle: without features of these images unless they are to be kept, and without a
-        trainer that an earlier job left.
+        With `again` on the dataset that was made of the folder before, which may have grown; with `keep_features` its
+        images may have been in others. The stack is as it stands idle, without a trainer that an earlier job left.
         """
-        self._calm_down(keep_features=keep_features)
-        self._datasets += 1
-        dataset = self.client.datasets.create_from_prefix(f"bench-{self._datasets}", images.folder.as_uri())
+        self._calm_down(keep_features=again or keep_features)
+        if not again:
+            self._count += 1
+            made = self.client.datasets.create_from_prefix(f"bench-{self._count}", images.folder.as_uri())
+            self._datasets[images.folder] = made.id
         spec = TrainingJobSpec(
-            dataset_id=dataset.id,
+            dataset_id=self._datasets[images.folder],
             backbone=self.backbone,
             weights=WeightsUri(uri=self.weights.as_uri()),
             seed=seed,

@@ -12,7 +12,7 @@ GROWN_BY = 1.1
 
 
 class RetrainPair:
-    """Runs right after the round's job from scratch, whose features it finds."""
+    """Runs right after the round's job from scratch, on its dataset, to which images were added."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
@@ -22,8 +22,7 @@ class RetrainPair:
     def measure(self, number: int) -> None:
         bench = self._bench
         self._scratch.append(bench.scratch(number))
-        grown = bench.image_set(round(GROWN_BY * bench.setting.image_count))
-        self._again.append(bench.product.train(grown, bench.setting.seeds[0], keep_features=True))
+        self._again.append(bench.grown(number, round(GROWN_BY * bench.setting.image_count)))
 
     def finding(self) -> Finding:
         pairs = list(zip(self._scratch, self._again, strict=True))

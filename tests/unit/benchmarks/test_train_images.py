@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.benchmarks.train.images import MADE_SIZE, Originals, must_be_made, pick, read_originals, write
+from tests.benchmarks.train.images import (
+    MADE_SIZE,
+    ImageSet,
+    Originals,
+    link,
+    must_be_made,
+    pick,
+    read_originals,
+    write,
+)
 
 
 @pytest.fixture
@@ -84,3 +93,17 @@ def test_images_are_the_same_bytes_every_time(originals: Originals, tmp_path: Pa
     assert len(set(contents[0].values())) == len(contents[0]) == first.image_count
     with Image.open(first.test_image()) as image:
         assert image.size == MADE_SIZE
+
+
+def test_a_folder_grows_by_what_it_has_not(tmp_path: Path) -> None:
+    for name, labels in (("few", ("a",)), ("more", ("a", "b"))):
+        for label in labels:
+            (tmp_path / name / "train" / label).mkdir(parents=True)
+            (tmp_path / name / "train" / label / "1.jpg").write_text(label)
+    few, more = (ImageSet(tmp_path / name, 1, 0, 1, False) for name in ("few", "more"))
+    own = link(few, tmp_path / "own")
+    before = (own.folder / "train" / "a" / "1.jpg").stat()
+    grown = link(more, own.folder)
+    assert grown.folder == own.folder
+    assert sorted(path.name for path in (own.folder / "train").iterdir()) == ["a", "b"]
+    assert (own.folder / "train" / "a" / "1.jpg").stat().st_ino == before.st_ino
