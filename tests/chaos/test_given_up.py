@@ -77,5 +77,5 @@ def test_a_driver_that_wakes_after_its_attempt_was_given_up_publishes_nothing(
     assert attempts.run(job, 2) == 0, attempts.log(job, 2)
     finished = fit.find_finished(attempts.store, job)
     assert finished is not None
-    assert attempts.model(job, 2).tail_sha256 == finished[1].sha256()
+    assert attempts.model(job, 2).tail_sha256 == finished[1].tail.sha256()
     assert versions(attempts, "woken-driver") == ["v1"]
