@@ -104,8 +104,8 @@ def train(context: AttemptContext) -> ModelManifest:
         cut = "input" if spec.train == "all" else spec.train
         pending.append(stages.PendingTrunk(context, recipe.model_copy(update={"cut": cut})))
     # One that no node could take would outlive the job and ask for a machine for nobody.
-    if find_finished(context.store, context.record.job_id) is None and context.capacity.has_node(trainers.CPUS):
-        trainers.keep_warm(context.capacity.place)
+    if find_finished(context.store, context.record.job_id) is None:
+        trainers.prepare(context.capacity.place, context.capacity.nodes(trainers.CPUS))
     manifest = stages.run_preflight(context, spec, source_uri)
     pooled, *cuts = stages.run_features(context, spec, source_uri, manifest, pending)
     trained = stages.run_fit(context, spec, source_uri, manifest, pooled)

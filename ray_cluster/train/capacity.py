@@ -121,13 +121,6 @@ class CapacityWatch:
         """Some of the work got done, or began."""
         self._take(ended(self._wait, self.place), stage)
 
-    def has_node(self, cpus: float) -> bool:
-        """Whether some node could take work of `cpus`; True while the head does not say."""
-        try:
-            return bool(suitable(self._look(), cpus, self.place))
-        except ClusterUnknown:
-            return True
-
     def nodes(self, cpus: float) -> list[str]:
         """The ids of the nodes that could take work of `cpus`; none while the head does not say."""
         try:

@@ -145,6 +145,21 @@ def keep_warm(place: Place, avoiding: Collection[str] = (), preferring: Collecti
     start(place, node_id=min(preferring, key=lambda node_id: (there[node_id], node_id), default=None))
 
 
+def prepare(place: Place, nodes: Collection[str]) -> None:
+    """Starts trainers until one is idle or starting on two of these nodes, which suit the place, or on the only one.
+
+    The second is the standby of whichever gets the fit: to be of use it must have loaded before it is needed. Returns
+    at once.
+    """
+    answered = find()
+    there = Counter(trainer.view.node_id for trainer in answered)
+    idle = {trainer.view.node_id for trainer in answered if trainer.idle}.intersection(nodes)
+    missing = min(2, len(nodes)) - len(idle) - len(names_starting(place, answered))
+    others = sorted(set(nodes) - idle, key=lambda node_id: (there[node_id], node_id))
+    for node_id in others[: max(0, missing)]:
+        start(place, node_id=node_id)
+
+
 def dismiss(name: str) -> None:
     """Ends a trainer. One that is gone is no error."""
     try:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.fits import ENDLESS, recoveries
+from tests.chaos.fits import LONG, recoveries
 from tests.chaos.runner.jobs import draw
 from tests.cluster.attempts import Attempts
 from tests.servers.ray_nodes import RayNodes, ray_nodes
@@ -45,7 +45,7 @@ def references() -> dict[Path, str]:
 def undisturbed(attempts: Attempts, images: Path, references: dict[Path, str]) -> str:
     """The SHA-256 of the weights that nothing happened to."""
     if images not in references:
-        job = attempts.accept(images, "undisturbed", **ENDLESS)
+        job = attempts.accept(images, "undisturbed", **LONG)
         assert attempts.run(job) == 0, attempts.log(job)
         assert not recoveries(attempts, job)
         references[images] = attempts.model(job).tail_sha256

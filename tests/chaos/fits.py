@@ -1,8 +1,9 @@
-"""Fits that take long enough to be struck, the process that computes one, and what their records say."""
+"""Training that takes long enough to be struck, the process that computes it, and what its records say."""
 
 import contextlib
 import subprocess
 import time
+from typing import Any
 
 import psutil
 
@@ -10,13 +11,18 @@ from services.contracts import names
 from services.contracts.checkpoints import CheckpointManifest
 from services.contracts.errors import NotFound
 from services.contracts.ids import JobId
-from services.contracts.jobs import EpochMetrics, JobEventType, ProgressRecord, Recovery
+from services.contracts.jobs import EpochMetrics, JobEventType, ProgressRecord, Recovery, Stage
 from tests.cluster.attempts import Attempts, wait_until
 from tests.servers.ray_nodes import RayNodes, Role
 
 CHECKPOINT_INTERVAL_S = 1
-ENDLESS = {"weight_decay": 0, "augmentation": "light", "epochs": 10_000, "checkpoint_interval_s": CHECKPOINT_INTERVAL_S}
-"""Without a penalty on labels that say nothing, L-BFGS goes on for hundreds of epochs."""
+LONG: dict[str, Any] = {
+    "train": "top_blocks:1",
+    "fine_tuning": {"epochs": 250, "batch_size": 16, "dropout": 0.1, "patience": 1000},
+    "augmentation": "light",
+    "checkpoint_interval_s": CHECKPOINT_INTERVAL_S,
+}
+"""For a work's images (`tests.chaos.runner.jobs`): fine-tuning that takes half a minute on an idle machine."""
 
 APPOINTED_WITHIN_S = 120
 
@@ -26,10 +32,13 @@ def of_type(attempts: Attempts, job: JobId, kind: JobEventType, attempt: int = 1
 
 
 def epochs(attempts: Attempts, job: JobId, attempt: int = 1) -> list[int]:
-    """Those that have a record, in the order in which they were done."""
-    return [
-        EpochMetrics.model_validate(each.data).epoch for each in of_type(attempts, job, JobEventType.EPOCH, attempt)
-    ]
+    """Those of fine-tuning that have a record, in the order in which they were done."""
+    return [EpochMetrics.model_validate(each.data).epoch for each in epoch_records(attempts, job, attempt)]
+
+
+def epoch_records(attempts: Attempts, job: JobId, attempt: int = 1) -> list[ProgressRecord]:
+    """Fine-tuning's."""
+    return [each for each in of_type(attempts, job, JobEventType.EPOCH, attempt) if each.stage is Stage.FINE_TUNE]
 
 
 def recoveries(attempts: Attempts, job: JobId, attempt: int = 1) -> list[Recovery]:
@@ -47,7 +56,7 @@ def next_recovery(
 
 
 def saved(attempts: Attempts, job: JobId) -> list[CheckpointManifest]:
-    """The manifests of the job's checkpoints, the newest last."""
+    """The manifests of fine-tuning's checkpoints, the newest last."""
     store, found = attempts.store, list[CheckpointManifest]()
     for info in store.list(names.checkpoints_prefix(job)):
         if info.key.endswith("/manifest.json"):
@@ -55,7 +64,8 @@ def saved(attempts: Attempts, job: JobId) -> list[CheckpointManifest]:
                 found.append(CheckpointManifest.model_validate_json(store.get(info.key)))
             except NotFound:  # it was collected meanwhile
                 continue
-    return sorted(found, key=lambda each: (each.step, each.attempt, each.term))
+    tuned = [each for each in found if each.position.get("stage") == Stage.FINE_TUNE]
+    return sorted(tuned, key=lambda each: (each.step, each.attempt, each.term))
 
 
 def versions(attempts: Attempts, model_name: str) -> list[str]:

@@ -74,6 +74,7 @@ def parse(arguments: Sequence[str] | None) -> Arguments:
     parser.add_argument("--outage", type=float, default=default.outage_s, help="seconds without the S3 server")
     parser.add_argument("--notice", type=float, default=default.notice_s, help="seconds between notice and kill")
     parser.add_argument("--interval", type=float, default=default.checkpoint_interval_s, help="between checkpoints")
+    parser.add_argument("--stage-wait", type=float, default=default.stage_within_s, help="seconds for a job's stage")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     given = parser.parse_args(arguments)
     names = given.targets.replace(",", " ").split()
@@ -85,6 +86,7 @@ def parse(arguments: Sequence[str] | None) -> Arguments:
         works=given.works,
         at_a_time=given.jobs,
         checkpoint_interval_s=given.interval,
+        stage_within_s=given.stage_wait,
         outage_s=given.outage,
         notice_s=given.notice,
     )

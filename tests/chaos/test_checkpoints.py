@@ -14,7 +14,7 @@ import pytest
 from services.contracts import names
 from services.contracts.checkpoints import CheckpointManifest
 from services.contracts.ids import JobId
-from tests.chaos.fits import ENDLESS, epochs, next_recovery, running_trainer, saved
+from tests.chaos.fits import LONG, epochs, next_recovery, running_trainer, saved
 from tests.cluster.attempts import Attempts, kill, wait_until
 from tests.servers.ray_nodes import RayNodes
 
@@ -68,7 +68,7 @@ def kill_while_saving(cluster: RayNodes, attempts: Attempts, job: JobId, driver:
 def test_killing_a_trainer_while_it_saves_leaves_the_checkpoint_before(
     cluster: RayNodes, attempts: Attempts, images: Path, undisturbed: str
 ) -> None:
-    job = attempts.accept(images, "killed-while-saving", **ENDLESS)
+    job = attempts.accept(images, "killed-while-saving", **LONG)
     driver = attempts.start(job)
     wait_until(lambda: saved(attempts, job))
     for strike in range(STRIKES):
@@ -122,7 +122,7 @@ def stop_all(
 def test_a_job_whose_newest_checkpoint_was_damaged_goes_on_from_the_one_before(
     cluster: RayNodes, attempts: Attempts, images: Path, undisturbed: str
 ) -> None:
-    job = attempts.accept(images, "damaged", **ENDLESS)
+    job = attempts.accept(images, "damaged", **LONG)
     damages: list[tuple[Callable[[CheckpointManifest], str], Callable[[Path], None]]] = [
         (object_of, flip_a_bit),
         (object_of, cut_off),

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from services.contracts.ids import JobId, submission_id
-from tests.chaos.fits import ENDLESS, running_trainer
+from tests.chaos.fits import LONG, running_trainer
 from tests.cluster.attempts import wait_until
 from tests.servers.gateway_process import gateways
 from tests.servers.ray_nodes import RayNodes, Role
@@ -82,7 +82,7 @@ def gateway(cluster: RayNodes, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def test_lost_drivers_and_machines_use_up_no_attempt(gateway: Gateway, images: Path) -> None:
-    job_id = gateway.accept(images, "blameless", **ENDLESS, max_attempts=1)
+    job_id = gateway.accept(images, "blameless", **LONG, max_attempts=1)
     for attempt in range(1, DRIVER_KILLS + 1):
         wait_until(lambda number=attempt: gateway.driver(job_id, number))
         gateway.wait(job_id, lambda job: job["state"] in ("preparing", "training"))

@@ -10,12 +10,13 @@ import pytest
 
 from ray_cluster.train import fit
 from services.contracts.ids import JobId
-from tests.chaos.fits import ENDLESS, epochs, next_recovery, running_trainer, saved, versions
+from tests.chaos.fits import LONG, epochs, next_recovery, running_trainer, saved, versions
 from tests.cluster.attempts import Attempts, wait_until
 from tests.servers.ray_nodes import RayNodes
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
+SHORT = {**LONG["fine_tuning"], "epochs": 60}
 IDLE_PERCENT = 10
 """Of a core: a trainer that uses less has stopped its fit."""
 FENCED_WITHIN_S = 30
@@ -40,7 +41,7 @@ def saved_until_it_stops(attempts: Attempts, job: JobId, trainer: psutil.Process
 def test_a_trainer_that_wakes_after_another_took_over_saves_nothing(
     cluster: RayNodes, attempts: Attempts, images: Path, undisturbed: str
 ) -> None:
-    job = attempts.accept(images, "woken-trainer", **ENDLESS)
+    job = attempts.accept(images, "woken-trainer", **LONG)
     driver = attempts.start(job)
     wait_until(lambda: saved(attempts, job))
     trainer = running_trainer(cluster)
@@ -64,18 +65,18 @@ def test_a_trainer_that_wakes_after_another_took_over_saves_nothing(
 def test_a_driver_that_wakes_after_its_attempt_was_given_up_publishes_nothing(
     cluster: RayNodes, attempts: Attempts, images: Path
 ) -> None:
-    job = attempts.accept(images, "woken-driver", **{**ENDLESS, "epochs": 100})
+    job = attempts.accept(images, "woken-driver", **{**LONG, "fine_tuning": SHORT})
     first = attempts.start(job)
     wait_until(lambda: epochs(attempts, job))
     first.send_signal(signal.SIGSTOP)
-    wait_until(lambda: fit.find_finished(attempts.store, job))
+    wait_until(lambda: fit.find_fine_tuned(attempts.store, job))
     attempts.fence(job, 2)
     os.kill(first.pid, signal.SIGCONT)
     assert first.wait(120) == 1
     assert attempts.outcome(job, 1) is None
     assert versions(attempts, "woken-driver") == []
     assert attempts.run(job, 2) == 0, attempts.log(job, 2)
-    finished = fit.find_finished(attempts.store, job)
+    finished = fit.find_fine_tuned(attempts.store, job)
     assert finished is not None
-    assert attempts.model(job, 2).tail_sha256 == finished[1].tail.sha256()
+    assert attempts.model(job, 2).tail_sha256 == finished[1].sha256()
     assert versions(attempts, "woken-driver") == ["v1"]

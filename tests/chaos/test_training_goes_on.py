@@ -13,13 +13,13 @@ import pytest
 
 from services.contracts.base import utc_now
 from services.contracts.ids import JobId
-from services.contracts.jobs import EpochMetrics, JobEventType
+from services.contracts.jobs import EpochMetrics
 from tests.chaos.fits import (
     CHECKPOINT_INTERVAL_S,
-    ENDLESS,
+    LONG,
+    epoch_records,
     epochs,
     next_recovery,
-    of_type,
     recoveries,
     running_trainer,
     saved,
@@ -59,14 +59,14 @@ def test_killed_trainers_are_replaced_by_standbys(
     cluster: RayNodes, attempts: Attempts, images: Path, undisturbed: str
 ) -> None:
     """Each dies between two checkpoints, and the next goes on from exactly the newest."""
-    job = attempts.accept(images, "trainer-killed", **ENDLESS)
+    job = attempts.accept(images, "trainer-killed", **LONG)
     driver = attempts.start(job)
     wait_until(lambda: saved(attempts, job) and len(cluster.processes(Role.TRAINER)) > 1)
-    began_at = utc_now()
+    began_at = epoch_records(attempts, job)[0].at
     for number in range(KILLS):
         kill_between_checkpoints(cluster, attempts, job)
         killed_at, newest = utc_now(), saved(attempts, job)[-1]
-        done = [each for each in of_type(attempts, job, JobEventType.EPOCH) if each.at >= began_at]
+        done = [each for each in epoch_records(attempts, job) if each.at >= began_at]
         recovery = next_recovery(attempts, job, driver, after=number)
         assert 0 < recovery.epoch == newest.epoch
         assert EpochMetrics.model_validate(done[-1].data).epoch > recovery.epoch, "nothing was lost: a weak test"
@@ -83,7 +83,7 @@ def test_training_goes_on_while_all_that_asks_for_it_is_replaced(
     cluster: RayNodes, attempts: Attempts, images: Path, undisturbed: str
 ) -> None:
     """Train worker and controller, then the driver, and with it the attempt."""
-    job = attempts.accept(images, "clients-killed", **ENDLESS)
+    job = attempts.accept(images, "clients-killed", **LONG)
     first = attempts.start(job, short_fit_s=0)
     wait_until(lambda: epochs(attempts, job) and cluster.processes(Role.TRAIN_WORKER))
     for role in (Role.TRAIN_WORKER, Role.TRAIN_CONTROLLER):
@@ -103,7 +103,7 @@ def test_training_goes_on_while_all_that_asks_for_it_is_replaced(
 def test_helpers_that_come_and_die_change_nothing(
     cluster: RayNodes, attempts: Attempts, images: Path, undisturbed: str
 ) -> None:
-    job = attempts.accept(images, "helped", **ENDLESS, resources={"min_workers": 2, "max_workers": 3})
+    job = attempts.accept(images, "helped", **LONG, resources={"min_workers": 2, "max_workers": 3})
     driver = attempts.start(job)
     wait_until(lambda: epochs(attempts, job))
     wait_until(lambda: trainers_in(cluster, "compute_shards"))
@@ -121,7 +121,7 @@ def test_helpers_that_come_and_die_change_nothing(
 def test_a_node_that_got_notice_is_left_without_a_step_done_twice(
     cluster: RayNodes, attempts: Attempts, images: Path, undisturbed: str
 ) -> None:
-    job = attempts.accept(images, "notice", **ENDLESS)
+    job = attempts.accept(images, "notice", **LONG)
     driver = attempts.start(job)
     wait_until(lambda: epochs(attempts, job))
     node = cluster.node_of(running_trainer(cluster).pid)
@@ -139,7 +139,7 @@ def test_a_node_that_got_notice_is_left_without_a_step_done_twice(
 
 
 def test_a_cancelled_job_is_not_trained_on(cluster: RayNodes, attempts: Attempts, images: Path) -> None:
-    job = attempts.accept(images, "cancelled", **ENDLESS)
+    job = attempts.accept(images, "cancelled", **LONG)
     driver = attempts.start(job)
     wait_until(lambda: epochs(attempts, job))
     trainer = running_trainer(cluster)

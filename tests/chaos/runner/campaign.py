@@ -9,18 +9,16 @@ from typing import Any
 
 from services.client import Rekindle
 from services.contracts.ids import DatasetId
-from services.contracts.jobs import JobState, Stage, TrainingJob
+from services.contracts.jobs import JobState, TrainingJob
 from tests.chaos.runner import jobs as chaos_jobs
 from tests.chaos.runner.deployment import Deployment
 from tests.chaos.runner.faults import Fault, Scene, Struck, fault_for, replace_lost_nodes
 from tests.chaos.runner.jobs import Work
 from tests.chaos.runner.measure import Window, counted, effect
 from tests.chaos.runner.report import Ended, Felt, Results
-from tests.chaos.runner.schedule import Manner, Strike
+from tests.chaos.runner.schedule import TRAINING, Manner, Strike
 from tests.chaos.runner.watch import WatchedJob
 
-STAGE_WITHIN_S = 20.0
-"""How long a strike waits for a job in its stage, before any job in its fit will do."""
 VICTIM_WITHIN_S = 180.0
 """How long a strike waits for a victim: jobs may have to recover from the strike before."""
 JOB_ENDS_S = 600.0
@@ -44,6 +42,8 @@ class Options:
     at_a_time: int = 2
     """Jobs that run side by side."""
     checkpoint_interval_s: float = 2.0
+    stage_within_s: float = 20.0
+    """How long a strike waits for a job in its stage, before any job that trains will do."""
     outage_s: float = 60.0
     notice_s: float = 30.0
 
@@ -134,15 +134,15 @@ class Campaign:
         self._await_step(struck)
 
     def _await_stage(self, strike: Strike) -> WatchedJob | None:
-        """A job in the strike's stage, or one in its fit where none gets there in time."""
+        """A job in the strike's stage, or one that trains where none gets there in time."""
         began_s = time.monotonic()
         while True:
             self._top_up()
             active = [job for job in self.jobs if job.active]
             waited_s = time.monotonic() - began_s
             for job in active:
-                there = job.stage is strike.stage and (job.trains or strike.stage is not Stage.FIT)
-                if there or (waited_s > STAGE_WITHIN_S and job.trains):
+                there = job.stage is strike.stage and (job.trains or strike.stage not in TRAINING)
+                if there or (waited_s > self.options.stage_within_s and job.trains):
                     return job
             if waited_s > VICTIM_WITHIN_S:
                 return None

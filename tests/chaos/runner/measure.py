@@ -1,7 +1,8 @@
 """What a strike cost a job, out of the job's own events: pure functions, no clock.
 
-A step is an epoch: one iteration of L-BFGS. The events say when (by the clock of this machine, the only one here) and
-in which epoch the fit was, but not every epoch has an event; what is read off between two of them is interpolated.
+A step is an epoch: one iteration of L-BFGS, or fine-tuning's pass over the images. The events say when (by the clock of
+this machine, the only one here) and in which epoch training was, but not every epoch has an event; what is read off
+between two of them is interpolated.
 """
 
 import math
@@ -11,6 +12,7 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 
 from services.contracts.jobs import EpochMetrics, JobEvent, JobEventType, Recovery, Stage, StageTiming
+from tests.chaos.runner.schedule import TRAINING
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +29,15 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What a strike did to a job that was in its fit."""
+    """What a strike did to a job that trained."""
 
     recovery_s: float | None
     """From the fault to the first training step after it; from its end for an outage. None: there was none before the
-    next strike, or the fit had done its last."""
+    next strike, or the stage had done its last."""
     restarted: bool
     """Whether training went on in another process. Otherwise it was not interrupted."""
     detected_s: float | None
-    """Of `recovery_s`: until the fit's supervisor knew that its trainer was lost. None where it did not say so, e.g.
+    """Of `recovery_s`: until its supervisor knew that its trainer was lost. None where it did not say so, e.g.
     because it was lost as well."""
     trainer_s: float | None
     """Of `recovery_s`: from then, or else from the fault, until a process began to load what the fit needs."""
@@ -49,27 +51,26 @@ class Effect:
 NO_EFFECT = Effect(None, False, None, None, None, 0, 0.0)
 
 
-def fitting_at(events: Sequence[JobEvent], at: datetime) -> bool:
-    """Whether the job had begun its fit by then and not ended it."""
-    begun = ended = False
-    for event in events:
-        if event.type is JobEventType.STAGE and event.at <= at:
-            timing = StageTiming.model_validate(event.data)
-            begun = begun or timing.stage is Stage.FIT
-            ended = ended or (timing.stage is Stage.FIT and timing.finished_at is not None)
-    return begun and not ended
+def trained_at(events: Sequence[JobEvent], at: datetime) -> Stage | None:
+    """The stage in which the job trained at that moment, in whichever attempt; None where it did not."""
+    for stage in reversed(list(dict.fromkeys(TRAINING))):
+        span = _span(events, stage)
+        if span is not None and span[0] <= at and (span[1] is None or at < span[1]):
+            return stage
+    return None
 
 
 def effect(events: Sequence[JobEvent], window: Window) -> Effect:
-    """The strike's effect on the job's fit; `NO_EFFECT` where the job was not in its fit, or before its first step."""
-    if not fitting_at(events, window.began_at) or not _epochs_until(events, window.began_at):
+    """The strike's effect on the job's training; `NO_EFFECT` where it did not train or had not done a step."""
+    stage = trained_at(events, window.began_at)
+    if stage is None or not _epochs_until(events, stage, window.began_at):
         return NO_EFFECT
     after = [event for event in events if event.at > window.began_at and not _too_late(event.at, window)]
     for event in after:
         if event.type is JobEventType.RECOVERY:
             recovery = Recovery.model_validate(event.data)
             if recovery.resumed_at > window.began_at:
-                return _restarted(events, window, recovery)
+                return _restarted(events, trained_at(events, recovery.resumed_at) or stage, window, recovery)
     steps = [event.at for event in after if event.type is JobEventType.EPOCH and event.at > window.ended_at]
     recovery_s = (min(steps) - window.ended_at).total_seconds() if steps else None
     return Effect(recovery_s, False, None, None, None, 0, 0.0)
@@ -93,9 +94,9 @@ def percentile(values: Sequence[float], share: float) -> float | None:
     return sorted(values)[rank - 1]
 
 
-def _restarted(events: Sequence[JobEvent], window: Window, recovery: Recovery) -> Effect:
-    done = _epochs_until(events, recovery.resumed_at)
-    last_at, last = max(done, key=lambda each: each[1])
+def _restarted(events: Sequence[JobEvent], stage: Stage, window: Window, recovery: Recovery) -> Effect:
+    done = _epochs_until(events, stage, recovery.resumed_at)
+    last_at, last = max(done, key=lambda each: each[1], default=(window.began_at, 0))
     # After a notice, or without those who asked for the fit, training goes on for a while before it moves.
     began = max(window.began_at, min(window.ended_at, recovery.resumed_at), last_at)
     redone = max(0, last - recovery.epoch)
@@ -111,11 +112,24 @@ def _restarted(events: Sequence[JobEvent], window: Window, recovery: Recovery) -
     )
 
 
-def _epochs_until(events: Sequence[JobEvent], at: datetime) -> list[tuple[datetime, int]]:
+def _span(events: Sequence[JobEvent], stage: Stage) -> tuple[datetime, datetime | None] | None:
+    """When the stage began, in the first attempt that did, and ended; None where it did not begin."""
+    told = [(event.at, StageTiming.model_validate(event.data)) for event in events if event.type is JobEventType.STAGE]
+    began = [at for at, timing in told if timing.stage is stage]
+    ended = [at for at, timing in told if timing.stage is stage and timing.finished_at is not None]
+    return (min(began), min(ended, default=None)) if began else None
+
+
+def _epochs_until(events: Sequence[JobEvent], stage: Stage, at: datetime) -> list[tuple[datetime, int]]:
+    """When which of the stage's epochs was done, in all attempts."""
+    span = _span(events, stage)
+    if span is None:
+        return []
+    until = at if span[1] is None else min(at, span[1])
     return [
         (event.at, EpochMetrics.model_validate(event.data).epoch)
         for event in events
-        if event.type is JobEventType.EPOCH and event.at <= at
+        if event.type is JobEventType.EPOCH and span[0] <= event.at <= until
     ]
 
 

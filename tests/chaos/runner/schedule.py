@@ -64,13 +64,15 @@ MANNERS: dict[Target, tuple[Manner, ...]] = {
 }
 """A manner that stands twice is drawn twice as often."""
 
-ONLY_WHILE_FITTING = frozenset({Target.TRAIN_WORKER, Target.TRAINER, Target.TRAIN_CONTROLLER})
+ONLY_WHILE_TRAINING = frozenset({Target.TRAIN_WORKER, Target.TRAINER, Target.TRAIN_CONTROLLER})
 """They exist in no other stage."""
 
-STAGES: tuple[Stage, ...] = (*[Stage.FIT] * 6, Stage.PREFLIGHT, Stage.FEATURES, Stage.EVALUATE, Stage.PUBLISH)
-"""The stages of the others, drawn evenly: the fit takes most of a job's time."""
+TRAINING: tuple[Stage, ...] = (Stage.FIT, Stage.FINE_TUNE, Stage.FINE_TUNE)
+"""A stage that stands twice is drawn twice as often; it takes longer."""
+STAGES: tuple[Stage, ...] = (*TRAINING * 2, Stage.PREFLIGHT, Stage.FEATURES, Stage.EVALUATE, Stage.PUBLISH)
+"""The stages of the others, drawn evenly: training takes most of a job's time."""
 
-MAX_DELAY_S = {Stage.FIT: 6.0}
+MAX_DELAY_S = {Stage.FIT: 3.0, Stage.FINE_TUNE: 6.0}
 """How long after a stage's start its strike comes at the latest; the other stages are short."""
 SHORT_STAGE_DELAY_S = 0.5
 FREEZE_S = (2.0, 12.0)
@@ -109,9 +111,9 @@ def plan(seed: int, kills: int, targets: Sequence[Target] = tuple(Target)) -> li
 
 def _draw(source: random.Random, number: int, target: Target) -> Strike:
     # Everything is drawn whether it is used or not, so that a change of one table leaves the other draws alone.
-    manner, stage = source.choice(MANNERS[target]), source.choice(STAGES)
+    manner, stage, training = source.choice(MANNERS[target]), source.choice(STAGES), source.choice(TRAINING)
     share, freeze_s = source.random(), source.uniform(*FREEZE_S)
-    if target in ONLY_WHILE_FITTING:
-        stage = Stage.FIT
+    if target in ONLY_WHILE_TRAINING:
+        stage = training
     delay_s = share * MAX_DELAY_S.get(stage, SHORT_STAGE_DELAY_S)
     return Strike(number, target, manner, stage, round(delay_s, 3), round(freeze_s, 3))

@@ -8,6 +8,7 @@ from datetime import datetime
 from services.client import Rekindle
 from services.contracts.ids import JobId
 from services.contracts.jobs import EpochMetrics, JobEvent, JobEventType, JobState, Stage, StageTiming
+from tests.chaos.runner.schedule import TRAINING
 
 _log = logging.getLogger(__name__)
 
@@ -51,8 +52,9 @@ class WatchedJob:
 
     @property
     def trains(self) -> bool:
-        """Whether it is in its fit and has done a step of it."""
-        return self.stage is Stage.FIT and any(event.type is JobEventType.EPOCH for event in self.events)
+        """Whether it trains and has done a step of that stage."""
+        kinds = [each.type for each in self.events if each.type in (JobEventType.STAGE, JobEventType.EPOCH)]
+        return self.stage in TRAINING and kinds[-1] is JobEventType.EPOCH
 
     def epoch_after(self, at: datetime) -> int | None:
         """The newest epoch that was done after `at`."""

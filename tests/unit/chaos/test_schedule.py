@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.contracts.jobs import Stage
-from tests.chaos.runner.schedule import MANNERS, ONLY_WHILE_FITTING, Manner, Target, plan
+from tests.chaos.runner.schedule import MANNERS, ONLY_WHILE_TRAINING, TRAINING, Manner, Target, plan
 
 
 @given(seed=st.integers(), kills=st.integers(0, 60), targets=st.sets(st.sampled_from(Target), min_size=1))
@@ -18,7 +18,7 @@ def test_each_round_strikes_each_target_once(seed: int, kills: int, targets: set
         assert set(struck) <= targets
     for strike in strikes:
         assert strike.manner in MANNERS[strike.target]
-        assert strike.stage is Stage.FIT or strike.target not in ONLY_WHILE_FITTING
+        assert strike.stage in TRAINING or strike.target not in ONLY_WHILE_TRAINING
 
 
 def test_the_seed_decides() -> None:
