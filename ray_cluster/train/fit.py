@@ -59,8 +59,7 @@ def fit(job: FitJob) -> FitReturn:
 
     Raises `AttemptFailed`, `Fenced`, and Ray's errors for lost machines.
     """
-    alone = job.spec.resources.max_workers == 1  # trainers that help belong to one supervisor, from start to end
-    returned = supervise_while_short(job) if alone and ray_train_after_s() > 0 else None
+    returned = supervise_while_short(job) if ray_train_after_s() > 0 else None
     if returned is None:
         returned = _run_trainer(job)
     if returned.end is FitEnd.GIVEN_UP:

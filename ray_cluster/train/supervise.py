@@ -8,6 +8,7 @@ before the node goes. Each replacement raises the fence's term first, so a train
 commit nothing. What counts as lost is what Ray says is dead: silence alone is not.
 """
 
+import contextlib
 import logging
 import os
 import time
@@ -81,7 +82,8 @@ class _TurnedOutLong(Exception):
 
 @dataclass(slots=True)
 class _Helpers:
-    """Trainers that were started for this fit, by name, and those of them that the leader knows of."""
+    """Trainers that were started for this fit, by us or a supervisor before us, by name, and those of them that the
+    leader knows of."""
 
     started: list[str] = field(default_factory=list[str])
     helping: list[str] = field(default_factory=list[str])
@@ -107,27 +109,33 @@ class Supervisor:
 
     def run(self) -> FitReturn:
         """Raises `Fenced` when a newer attempt exists, and `RetryLater` when the store does not answer."""
-        try:
+        with contextlib.ExitStack() as afterwards:
+            afterwards.callback(self._dismiss_helpers)
             leader = self._find_running()
             if leader is None:
                 self._gather()
                 leader = self._appoint(())
             while True:
-                returned = self._watch(leader)
+                try:
+                    returned = self._watch(leader)
+                except _TurnedOutLong:
+                    afterwards.pop_all()  # its helpers go on as well: the next supervisor finds them
+                    raise
                 if returned is not None and returned.end is not FitEnd.HANDED_OVER:
                     return returned
                 lost_at = utc_now() if returned is None else None
                 self._job_json = self._job.model_copy(update={"lost_at": lost_at}).model_dump_json()
                 leader = self._appoint(_draining())
-        finally:
-            for name in self._helpers.started:
-                trainers.dismiss(name)
+
+    def _dismiss_helpers(self) -> None:
+        for name in self._helpers.started:
+            trainers.dismiss(name)
 
     # --- who runs it ---
 
     def _find_running(self) -> KnownTrainer | None:
         """A trainer that runs the fit already, for an earlier attempt or supervisor, and now for us."""
-        for trainer in trainers.find():
+        for trainer in trainers.find(trainers.PATIENT_S):
             if trainer.view.work == self._job.work and self._take(trainer, self._term):
                 _log.info("the fit runs in %s", trainer.name)
                 return trainer
@@ -261,13 +269,13 @@ class Supervisor:
         if wanted == 0:
             return []
         alive = set(trainers.names_of_all())
-        self._helpers.started = [name for name in self._helpers.started if name in alive]
-        missing = wanted - len(self._helpers.started)
-        self._helpers.started += [trainers.start(self._capacity.place, trainers.HELPER_CPUS) for _ in range(missing)]
+        known = trainers.find()
+        ours = [name for name in self._helpers.started if name in alive]
+        ours += [each.name for each in known if each.view.assists == self._job.work and each.name not in ours]
+        ours += [trainers.start(self._capacity.place, trainers.HELPER_CPUS) for _ in range(wanted - len(ours))]
+        self._helpers.started = ours
         staying = [
-            each
-            for each in trainers.find()
-            if each.name in self._helpers.started and each.view.node_id not in draining and not each.view.running
+            each for each in known if each.name in ours and each.view.node_id not in draining and not each.view.running
         ]
         return [each for each in staying if each.view.assists == self._job.work or self._assists(each)]
 

@@ -26,8 +26,11 @@ CPUS = 0.01
 HELPER_CPUS = 1.0
 """A helper computes from its first moment on."""
 CALLS_AT_A_TIME = 16
-ANSWER_S = 2.0
-"""How long a trainer may take to say what it is at. One that is just loading, or frozen, does not count."""
+PROMPT_S = 0.3
+"""How long a trainer may take to say what it is at. One that is just loading, or frozen, does not count, and is not
+worth waiting for."""
+PATIENT_S = 2.0
+"""The same where it matters that none is overlooked."""
 
 _PREFIX = f"trainer-{version('rekindle')}-"
 """Trainers of another release are left alone; they leave by themselves."""
@@ -92,7 +95,7 @@ def names_starting(place: Place, answered: Collection[KnownTrainer]) -> list[str
     return [name for name in names_of_all() if name.rpartition("-")[0] == kind and name not in known]
 
 
-def find(timeout_s: float = ANSWER_S) -> list[KnownTrainer]:
+def find(timeout_s: float = PROMPT_S) -> list[KnownTrainer]:
     """All trainers that answer within `timeout_s`."""
     asked: dict[ray.ObjectRef[TrainerView], tuple[str, Any]] = {}
     for name in names_of_all():

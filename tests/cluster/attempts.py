@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
-import psutil
 
 from services.contracts import names
 from services.contracts.base import utc_now
@@ -146,19 +145,6 @@ class Attempts:
 
     def has_begun(self, job: JobId, attempt: int, stage: Stage) -> bool:
         return any(record.stage is stage for record in self.records(job, attempt))
-
-    def train_workers(self) -> list[psutil.Process]:
-        """Ray Train's worker processes in this cluster."""
-        found: list[psutil.Process] = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                if "RayTrainWorker" in "".join(process.cmdline()) and self._is_ours(process):
-                    found.append(process)
-        return found
-
-    def _is_ours(self, process: psutil.Process) -> bool:
-        temp_dir = self.ray.temp_dir.as_posix()
-        return any(temp_dir in " ".join(parent.cmdline()) for parent in process.parents())
 
     def _arguments(self, job: JobId, attempt: int) -> list[str]:
         return ["--bucket", self.bucket_uri, "--job", job, "--attempt", str(attempt)]

@@ -20,8 +20,6 @@ from tests.servers.ray_local import LocalRay
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
-LONG_CLASSES, LONG_PER_CLASS = 60, 20
-"""Of a job whose fit takes longer than Ray Train to start."""
 ALL_STAGES = [Stage.PREFLIGHT, Stage.FEATURES, Stage.FIT, Stage.EVALUATE, Stage.PUBLISH]
 
 
@@ -97,38 +95,6 @@ def same_bits(left: ModelManifest, right: ModelManifest) -> bool:
     return left.tail_sha256 == right.tail_sha256 and left.evaluation == right.evaluation
 
 
-def test_a_job_whose_fit_worker_is_killed_ends_with_the_same_bits(
-    attempts: Attempts, drawings: Path, undisturbed: JobId
-) -> None:
-    job = attempts.accept(drawings, "drawings", seed=3)
-    driver = attempts.start(job, short_fit_s=0)
-    wait_until(attempts.train_workers)
-    for worker in attempts.train_workers():
-        worker.kill()
-    assert driver.wait(240) == 0, attempts.log(job)
-    assert same_bits(attempts.model(job), attempts.model(undisturbed))
-    assert attempts.model(job).version == 2
-    stages = attempts.stages(job)
-    assert [stage for stage in stages if stages[stage].skipped] == [Stage.PREFLIGHT, Stage.FEATURES]
-
-
-def test_a_fit_that_turns_out_long_goes_on_under_ray_train(attempts: Attempts, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    for number in range(LONG_CLASSES * LONG_PER_CLASS):
-        picture = tmp_path / f"class-{number % LONG_CLASSES:02d}" / f"{number:03d}.png"
-        picture.parent.mkdir(exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (80, 80, 3), np.uint8)).save(picture)
-    # Without a penalty on labels that say nothing, L-BFGS goes on for hundreds of epochs.
-    job = attempts.accept(tmp_path, "long", weight_decay=0, augmentation="light", epochs=10_000)
-    driver = attempts.start(job, short_fit_s=0.5)
-    wait_until(lambda: attempts.train_workers() or driver.poll() is not None)
-    assert driver.poll() is None, "the fit was a short one"
-    assert driver.wait(240) == 0, attempts.log(job)
-    epochs = [record.data["epoch"] for record in attempts.records(job) if record.type is JobEventType.EPOCH]
-    assert epochs == sorted(set(epochs)), "epochs were done twice"
-    assert not any(record.type is JobEventType.RECOVERY for record in attempts.records(job)), "it was begun anew"
-
-
 def test_a_job_whose_driver_is_killed_twice_ends_with_the_same_bits(
     attempts: Attempts, drawings: Path, undisturbed: JobId
 ) -> None:
@@ -148,7 +114,6 @@ def test_a_job_whose_driver_is_killed_twice_ends_with_the_same_bits(
     assert outcome.published.version == 1
     assert same_bits(attempts.model(job, 3), attempts.model(undisturbed))
     assert attempts.store.list_folder(names.model_prefix("killed")).folders == ["v1"]
-    wait_until(lambda: not attempts.train_workers())
 
 
 def one_class(folder: Path) -> Path:

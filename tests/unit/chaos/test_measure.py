@@ -35,9 +35,9 @@ def event(second: float, kind: JobEventType, data: BaseModel) -> JobEvent:
     )
 
 
-def fit(second: float, ended: float | None = None) -> JobEvent:
+def fit(second: float, ended: float | None = None, stage: Stage = Stage.FIT) -> JobEvent:
     timing = StageTiming(
-        stage=Stage.FIT, attempt=1, started_at=at(second), finished_at=None if ended is None else at(ended)
+        stage=stage, attempt=1, started_at=at(second), finished_at=None if ended is None else at(ended)
     )
     return event(second if ended is None else ended, JobEventType.STAGE, timing)
 
@@ -105,6 +105,15 @@ def test_what_was_redone_before_is_not_counted_again() -> None:
 def test_a_recovery_belongs_to_the_strike_before_it() -> None:
     assert effect(KILLED, kill(1.5, until=2.5)) == Effect(0.5, False, None, None, None, 0, 0.0)
     assert effect(KILLED, kill(6.8)) == Effect(pytest.approx(0.7), False, None, None, None, 0, 0.0)
+
+
+def test_each_stages_epochs_count_by_themselves() -> None:
+    fitted = [fit(0), epoch(1, 40), epoch(2, 80), fit(0, ended=2.5)]
+    tuned = [fit(3, stage=Stage.FINE_TUNE), epoch(4, 1), epoch(5, 2), recovery(6, 7, 1), epoch(7, 2)]
+    found = effect([*fitted, *tuned], kill(5.5))
+    assert (found.restarted, found.steps_redone, found.redone_s) == (True, 1, pytest.approx(1.0))
+    assert effect([*fitted, *tuned], kill(2.7)) == NO_EFFECT
+    assert effect([*fitted, *tuned], kill(3.5)) == NO_EFFECT, "no step of the stage was done yet"
 
 
 def test_an_outage_is_measured_from_its_end() -> None:
