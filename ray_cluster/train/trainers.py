@@ -155,12 +155,19 @@ def prepare(place: Place, nodes: Collection[str]) -> None:
     at once.
     """
     answered = find()
+    for node_id in nodes_without(answered, len(names_starting(place, answered)), nodes):
+        start(place, node_id=node_id)
+
+
+def nodes_without(answered: Collection[KnownTrainer], starting: int, nodes: Collection[str]) -> list[str]:
+    """Where trainers are to be started, so that two of the nodes have one that is idle: those with the fewest first.
+
+    `starting` more may come on any of them.
+    """
     there = Counter(trainer.view.node_id for trainer in answered)
     idle = {trainer.view.node_id for trainer in answered if trainer.idle}.intersection(nodes)
-    missing = min(2, len(nodes)) - len(idle) - len(names_starting(place, answered))
     others = sorted(set(nodes) - idle, key=lambda node_id: (there[node_id], node_id))
-    for node_id in others[: max(0, missing)]:
-        start(place, node_id=node_id)
+    return others[: max(0, min(2, len(nodes)) - len(idle) - starting)]
 
 
 def dismiss(name: str) -> None:

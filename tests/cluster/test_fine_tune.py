@@ -27,7 +27,7 @@ from tests.servers.ray_local import LocalRay
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
-FINE_TUNING = {"epochs": 40, "batch_size": 16, "dropout": 0.2, "patience": 40}
+FINE_TUNING = {"epochs": 150, "batch_size": 16, "dropout": 0.2, "patience": 150}
 SPEC = {"seed": 3, "augmentation": "light", "fine_tuning": FINE_TUNING, "checkpoint_interval_s": 1}
 TOLERANCE = 1e-6
 

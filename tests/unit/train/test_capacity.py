@@ -1,6 +1,7 @@
 """A wait for machines is told when it is one, when it changes and when it is over; on-demand nodes count when due."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -180,3 +181,11 @@ def test_the_sentence_says_all_of_it() -> None:
         "Waits for a machine since 12:00:00 UTC: asked for 0.9 CPU on a spot node; Ray says: no living node takes "
         "work; on-demand machines count from 12:10:00 UTC on."
     )
+
+
+def test_the_nodes_that_could_take_work(tmp_path: Path) -> None:
+    story = Story(tmp_path, Resources(market="spot"))
+    story.view = ClusterView([ON_DEMAND, SPOT, replace(SPOT, node_id="cc", draining=True)])
+    assert story.watch.nodes(CPUS) == ["aa"]
+    story.view = None
+    assert story.watch.nodes(CPUS) == []
