@@ -5,7 +5,7 @@ import contextlib
 import subprocess
 import sys
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -13,7 +13,7 @@ import pytest
 
 from services.contracts.base import utc_now
 from services.contracts.ids import JobId
-from services.contracts.jobs import EpochMetrics
+from services.contracts.jobs import EpochMetrics, ProgressRecord
 from tests.chaos.fits import (
     CHECKPOINT_INTERVAL_S,
     LONG,
@@ -42,15 +42,18 @@ def announce(cluster: RayNodes, node: Node) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", "ray_cluster.spot.drain", *options], env=cluster.env, cwd=ROOT)
 
 
-def kill_between_checkpoints(cluster: RayNodes, attempts: Attempts, job: JobId) -> None:
-    """Kills the trainer at a moment when it has reported an epoch that no checkpoint has."""
+def kill_between_checkpoints(
+    cluster: RayNodes, attempts: Attempts, job: JobId, since: datetime
+) -> list[ProgressRecord]:
+    """Kills the trainer at a moment when it has reported an epoch that no checkpoint has; what it has since then."""
     trainer = running_trainer(cluster)
     while True:
         trainer.suspend()
         time.sleep(FROZEN_S)
-        if epochs(attempts, job)[-1] > saved(attempts, job)[-1].epoch:
+        done = [each for each in epoch_records(attempts, job) if each.at >= since]
+        if done and EpochMetrics.model_validate(done[-1].data).epoch > saved(attempts, job)[-1].epoch:
             trainer.kill()
-            return
+            return done
         trainer.resume()
         time.sleep(CHECKPOINT_INTERVAL_S / 3)
 
@@ -62,11 +65,10 @@ def test_killed_trainers_are_replaced_by_standbys(
     job = attempts.accept(images, "trainer-killed", **LONG)
     driver = attempts.start(job)
     wait_until(lambda: saved(attempts, job) and len(cluster.processes(Role.TRAINER)) > 1)
-    began_at = epoch_records(attempts, job)[0].at
+    began_at = saved(attempts, job)[0].created_at - timedelta(minutes=1)
     for number in range(KILLS):
-        kill_between_checkpoints(cluster, attempts, job)
+        done = kill_between_checkpoints(cluster, attempts, job, began_at)
         killed_at, newest = utc_now(), saved(attempts, job)[-1]
-        done = [each for each in epoch_records(attempts, job) if each.at >= began_at]
         recovery = next_recovery(attempts, job, driver, after=number)
         assert 0 < recovery.epoch == newest.epoch
         assert EpochMetrics.model_validate(done[-1].data).epoch > recovery.epoch, "nothing was lost: a weak test"

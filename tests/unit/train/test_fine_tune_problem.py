@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from ray_cluster.train import head_recipe, keras_problem
+from ray_cluster.train import head_recipe
 from ray_cluster.train.fine_tune_data import Places
 from ray_cluster.train.fine_tune_problem import Images, NetworkProblem, Recipe
 from ray_cluster.train.shards import Compute, ShardMap, ShardResult, ShardTask, compute_here, deal
@@ -61,7 +63,9 @@ class Case:
 
 @pytest.fixture(scope="module")
 def deterministic() -> None:
-    keras_problem.make_deterministic()  # before TensorFlow's first operation in this process
+    """As `make_deterministic`, but for the threads: another test may have begun to compute in this process."""
+    tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(0)
 
 
 @pytest.fixture(scope="module")
