@@ -30,7 +30,7 @@ run: $(SYNCED) ## Run everything on http://127.0.0.1:8080 until Ctrl-C, data in 
 	@$(BIN)/rekindle up
 
 test: $(SYNCED) ## Run all tests (ARGS="tests/unit -k name" for some)
-	$(BIN)/pytest $(if $(ARGS),$(ARGS),--numprocesses 2 --dist loadgroup)
+	$(BIN)/pytest $(if $(ARGS),$(ARGS),--numprocesses 2 --dist loadscope)
 
 lint: $(SYNCED) ## Check style, types and the direction of imports
 	$(BIN)/ruff check

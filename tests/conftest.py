@@ -1,8 +1,12 @@
 """Fixtures for every test. Each server a test needs is a real process that the fixture starts and stops."""
 
 import signal
+from functools import cache
+from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 pytest_plugins = [
     "tests.servers.s3",
@@ -18,10 +22,31 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in a hook of the same name
+ROOT = Path(__file__).parents[1]
+CLUSTER = "cluster"
+"""The mark of tests that start a Ray cluster; a file has it for all of its tests or for none."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that take longest begin first."""
+    items.sort(key=lambda item: item.get_closest_marker(CLUSTER) is None)
+
+
+class ByCluster(LoadScopeScheduling):
     """Where several processes share the tests out, one has all that start a Ray cluster: two at a time are more than
     two cores can bear. The others go file by file, with their fixtures."""
-    for item in items:
-        name = "cluster" if item.get_closest_marker("cluster") else item.path.as_posix()
-        item.add_marker(pytest.mark.xdist_group(name))
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return CLUSTER if _starts_clusters(path) else path
+
+
+@cache
+def _starts_clusters(path: str) -> bool:
+    return f"pytest.mark.{CLUSTER}" in (ROOT / path).read_text()
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByCluster:
+    """For `--numprocesses`."""
+    config.option.loadscopereorder = False
+    return ByCluster(config, log)
