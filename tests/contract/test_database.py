@@ -203,6 +203,28 @@ async def test_waiting_too_long_for_anothers_transaction_is_unavailable(database
         assert await session.scalar(select(JobRow.attempt)) == 1
 
 
+async def test_a_transaction_that_freezes_gives_up_its_locks(empty_postgres_url: str) -> None:
+    """On SQLite the lock is the process's: it goes when that dies, and not before."""
+    frozen = Database(empty_postgres_url, statement_timeout_s=1)
+    await frozen.migrate()
+    async with frozen.transaction() as session:
+        session.add(job())
+    other = Database(empty_postgres_url)
+
+    async def freeze() -> None:
+        async with frozen.transaction() as session:
+            await session.execute(update(JobRow).values(attempt=1))
+            async with other.transaction() as session:
+                await session.execute(update(JobRow).values(attempt=2))
+
+    with pytest.raises(DatabaseUnavailable):
+        await freeze()
+    async with other.session() as session:
+        assert await session.scalar(select(JobRow.attempt)) == 2
+    await frozen.close()
+    await other.close()
+
+
 async def test_accepted_jobs_survive_the_death_of_the_process(database: Database, database_url: str) -> None:
     code = f"""
 import asyncio, os, sys

@@ -10,7 +10,8 @@ from services.contracts.errors import DatabaseUnavailable
 
 CONNECT_TIMEOUT_S = 10
 STATEMENT_TIMEOUT_S = 15.0
-"""Longest time for one statement on PostgreSQL; on SQLite, longest wait for another's write transaction."""
+"""Longest time for one statement on PostgreSQL, and between two of a transaction; on SQLite, longest wait for another's
+write transaction."""
 POOL_TIMEOUT_S = 10
 """Longest wait for a free connection."""
 _ANSWER_GRACE_S = 5
@@ -72,8 +73,8 @@ def connect(url: URL, *, foreign_keys: bool = True, statement_timeout_s: float =
             "server_settings": {
                 "application_name": "rekindle",
                 "statement_timeout": str(round(statement_timeout_s * 1000)),
-                # A gateway that died in the middle of a transaction must not keep its locks.
-                "idle_in_transaction_session_timeout": "60000",
+                # A gateway that froze in the middle of a transaction must not keep its locks from the next leader.
+                "idle_in_transaction_session_timeout": str(round(statement_timeout_s * 1000)),
             },
         },
     )
