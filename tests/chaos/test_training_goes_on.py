@@ -27,7 +27,8 @@ from tests.chaos.fits import (
 )
 from tests.chaos.runner.report import CHECKPOINT_ON_ITS_WAY_S
 from tests.cluster.attempts import Attempts, kill, wait_until
-from tests.servers.ray_nodes import ROOT, Node, RayNodes, Role
+from tests.servers.ray_environment import ROOT
+from tests.servers.ray_nodes import Node, RayNodes, Role
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 

@@ -32,7 +32,8 @@ from services.contracts.jobs import (
 )
 from services.contracts.models import ModelManifest
 from services.runtime.objects import ObjectStore, open_store
-from tests.servers.ray_local import ROOT, LocalRay
+from tests.servers.ray_environment import ROOT
+from tests.servers.ray_local import LocalRay
 from tests.servers.ray_nodes import RayNodes
 
 ATTEMPT_TIMEOUT_S = 240

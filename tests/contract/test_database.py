@@ -214,8 +214,8 @@ async def test_a_transaction_that_freezes_gives_up_its_locks(empty_postgres_url:
     async def freeze() -> None:
         async with frozen.transaction() as session:
             await session.execute(update(JobRow).values(attempt=1))
-            async with other.transaction() as session:
-                await session.execute(update(JobRow).values(attempt=2))
+            async with other.transaction() as waiting:
+                await waiting.execute(update(JobRow).values(attempt=2))
 
     with pytest.raises(DatabaseUnavailable):
         await freeze()

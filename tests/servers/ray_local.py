@@ -17,7 +17,8 @@ import httpx2
 import psutil
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.servers.ray_environment import ROOT, ray_environment
+
 _START_TIMEOUT_S = 120
 _OBJECT_STORE_BYTES = 80 * 1024 * 1024
 
@@ -40,7 +41,7 @@ def ray_local() -> Iterator[LocalRay]:
     # A Unix socket's path has at most 107 bytes, and Ray's lie deep: pytest's own folders are too long.
     temp_dir = Path(tempfile.mkdtemp(prefix="rk-", dir="/tmp"))
     gcs, dashboard, agent, metrics, runtime_env, client = _free_ports(6)
-    env = _environment()
+    env = ray_environment()
     command = [
         Path(sys.executable).with_name("ray").as_posix(),
         *("start", "--head", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1"),
@@ -63,22 +64,6 @@ def ray_local() -> Iterator[LocalRay]:
     finally:
         _kill_everything(process, temp_dir)
         shutil.rmtree(temp_dir, ignore_errors=True)
-
-
-def _environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    threads = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "RAY_AUTH_MODE": "disabled"}
-    # Jobs' entry points say `python -m …`, and must get this environment's Python.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    return {
-        **kept,
-        **threads,
-        **quiet,
-        "PATH": path,
-        "PYTHONPATH": ROOT.as_posix(),
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    }
 
 
 def _free_ports(count: int) -> list[int]:

@@ -15,7 +15,6 @@ killed node's connections are reset, while those of a machine that vanishes go s
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -34,9 +33,9 @@ import httpx2
 import psutil
 import pytest
 
-from services.local.ray_head import DEATH_DETECTION, free_ports
+from services.local.ray_head import free_ports
+from tests.servers.ray_environment import ROOT, ray_environment
 
-ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 120
 START_TRIES = 3
 """`ray start` gives up after 30 s, as it may on a crowded machine; something starts it again in real life."""
@@ -296,7 +295,7 @@ def ray_nodes(
     temp_dir = Path(tempfile.mkdtemp(prefix="rk-", dir="/tmp"))
     gcs, dashboard = free_ports(2)
     address = {"RAY_ADDRESS": f"{HEAD_IP}:{gcs}"}
-    cluster = RayNodes({**_environment(), **(env or {}), **address}, temp_dir, gcs, dashboard, persistent_head)
+    cluster = RayNodes({**ray_environment(), **(env or {}), **address}, temp_dir, gcs, dashboard, persistent_head)
     try:
         cluster.start_head()
         for _ in range(spots):
@@ -304,26 +303,6 @@ def ray_nodes(
         yield cluster
     finally:
         cluster.close()
-
-
-def _environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    threads = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "RAY_AUTH_MODE": "disabled"}
-    # Jobs' entry points say `python -m …`, and must get this environment's Python.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    return {
-        **kept,
-        **threads,
-        **quiet,
-        **DEATH_DETECTION,
-        "PATH": path,
-        "PYTHONPATH": ROOT.as_posix(),
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_prestart_worker_first_driver": "0",
-        "RAY_enable_worker_prestart": "0",
-    }
 
 
 def _ray_start(ip: str, temp_dir: Path, options: Mapping[str, object]) -> list[str]:

@@ -23,7 +23,8 @@ from services.client import Rekindle
 from services.local.ray_head import free_ports
 from tests.servers.fake_imds import FakeImds, fake_imds
 from tests.servers.postgres import PostgresProcess
-from tests.servers.ray_nodes import ROOT, Node, RayNodes, ray_nodes
+from tests.servers.ray_environment import ROOT
+from tests.servers.ray_nodes import Node, RayNodes, ray_nodes
 from tests.servers.s3 import S3Server
 
 START_S = 120.0
