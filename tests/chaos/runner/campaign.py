@@ -23,7 +23,7 @@ VICTIM_WITHIN_S = 180.0
 """How long a strike waits for a victim: jobs may have to recover from the strike before."""
 JOB_ENDS_S = 600.0
 """How long a job may go on after the last strike."""
-REFERENCE_S = 600.0
+REFERENCE_S = 900.0
 POLL_S = 0.1
 
 _log = logging.getLogger(__name__)
