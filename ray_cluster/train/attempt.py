@@ -18,8 +18,8 @@ import ray
 from ray_cluster.train import stages, trainers
 from ray_cluster.train.base_import import import_base
 from ray_cluster.train.capacity import CapacityWatch
-from ray_cluster.train.cluster import Parallelism
 from ray_cluster.train.context import AttemptContext
+from ray_cluster.train.dispatch import Parallelism
 from ray_cluster.train.evaluate_stage import run_evaluate
 from ray_cluster.train.failures import classify
 from ray_cluster.train.fence import check_fence

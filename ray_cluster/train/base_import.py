@@ -6,7 +6,7 @@ from collections import Counter
 import ray
 from pydantic import TypeAdapter, ValidationError
 
-from ray_cluster.train import cluster, publish
+from ray_cluster.train import publish, tasks
 from ray_cluster.train.context import AttemptContext, running
 from ray_cluster.train.stages import PendingTrunk
 from ray_cluster.vision.tails import Tail
@@ -60,7 +60,7 @@ def read_labels(base: BaseModelSpec, class_count: int) -> list[str]:
 def _label_data(base: BaseModelSpec, class_count: int) -> tuple[bytes, str]:
     """The labels' file and what to call it."""
     if base.labels_uri is None and base.weights == "imagenet":
-        return ray.get(cluster.imagenet_labels_task.remote()), "Keras' class index of ImageNet"
+        return ray.get(tasks.imagenet_labels_task.remote()), "Keras' class index of ImageNet"
     if base.labels_uri is None:
         raise CallerError(
             f"base model {base.backbone} needs labels: give the URI of a JSON list of {class_count} names"

@@ -1,5 +1,6 @@
 """Asks Ray's head which nodes there are and what it has not placed. For drivers, tasks and actors of the cluster."""
 
+import logging
 import math
 from typing import Any
 
@@ -14,6 +15,7 @@ from services.contracts.errors import ClusterUnavailable
 ANSWER_S = 2.0
 """One look takes 2 ms; while the head is away, this long."""
 _MAX_REASON_CHARACTERS = 200
+_log = logging.getLogger(__name__)
 
 # Names that generated code makes at run time.
 _RUNNING: int = autoscaler_pb2.NodeStatus.RUNNING  # pyright: ignore[reportAttributeAccessIssue]
@@ -83,14 +85,28 @@ def runs_a_task() -> bool:
 
     Raises `ClusterUnknown` when the dashboard does not answer.
     """
+    return bool(_running_tasks([("type", "=", "NORMAL_TASK")]))
+
+
+def node_of(task: "ray.ObjectRef[Any]") -> str | None:
+    """The id of the node on which a task of this driver runs; None where it waits for one, or nobody knows."""
+    try:
+        found = _running_tasks([("task_id", "=", task.task_id().hex())])
+    except ClusterUnknown as error:
+        _log.warning("cannot tell where a task runs: %s", error)
+        return None
+    return found[0].node_id if found else None
+
+
+def _running_tasks(filters: list[Any]) -> list[Any]:
+    """One of this driver's at most. Raises `ClusterUnknown`."""
     # It takes a fifth of the driver's start to import, and most attempts do without.
     from ray.util.state import list_tasks  # noqa: PLC0415
     from ray.util.state.exception import RayStateApiException  # noqa: PLC0415
 
-    job_id = ray.get_runtime_context().get_job_id()
-    filters: list[Any] = [("job_id", "=", job_id), ("type", "=", "NORMAL_TASK"), ("state", "=", "RUNNING")]
+    mine: list[Any] = [("job_id", "=", ray.get_runtime_context().get_job_id()), ("state", "=", "RUNNING")]
     try:
-        return bool(list_tasks(filters=filters, limit=1, timeout=math.ceil(ANSWER_S)))
+        return list_tasks(filters=mine + filters, limit=1, timeout=math.ceil(ANSWER_S))
     except (RayError, RayStateApiException, OSError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ClusterUnknown(f"the dashboard does not say which tasks run: {reason}") from error

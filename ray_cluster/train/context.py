@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ray_cluster.train.capacity import CapacityWatch
-from ray_cluster.train.cluster import Parallelism
+from ray_cluster.train.dispatch import Parallelism
 from ray_cluster.train.reporter import Reporter
 from ray_cluster.train.work import Span, Watch, covered_s
 from services.contracts.base import utc_now

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import ray
 
-from ray_cluster.train import cluster, comparison, evaluate, fit_data
+from ray_cluster.train import comparison, dispatch, evaluate, fit_data, tasks
 from ray_cluster.train.context import AttemptContext, RunningStage, running
 from ray_cluster.train.features import FeatureIndex
 from ray_cluster.train.machines import Place
@@ -83,11 +83,11 @@ def _run_network(
 
     def submit(start: int, place: Place) -> "ray.ObjectRef[Done[FloatArray]]":
         chunk = list(images[start : start + EVALUATE_IMAGES])
-        task = cluster.network_task.options(label_selector=place.selector())
+        task = tasks.network_task.options(label_selector=place.selector())
         return task.remote(context.bucket_uri, source_uri, trunk, index, chunk, flatbuffer)
 
     chunks: dict[int, FloatArray] = {}
-    results = cluster.run_bounded(submit, starts, context.parallelism, context.capacity, Stage.EVALUATE)
+    results = dispatch.run_bounded(submit, starts, context.parallelism, context.capacity, Stage.EVALUATE)
     for start, done in results:
         stage.spans.append(done.span)
         chunks[start] = done.result

@@ -7,6 +7,7 @@ from services.contracts.jobs import Market, Resources
 
 MARKET_LABEL = "ray.io/market-type"
 ACCELERATOR_LABEL = "ray.io/accelerator-type"
+NODE_LABEL = "ray.io/node-id"
 """Ray's own labels: set by its autoscaler and KubeRay, or by `ray start --labels` and RAY_NODE_MARKET_TYPE."""
 
 _MARKET_VALUES: Mapping[Market, tuple[str, ...]] = {"any": (), "spot": ("spot",), "on_demand": ("on-demand",)}
@@ -22,6 +23,8 @@ class Place:
     accelerator: str | None = None
     on_demand_counts: bool = False
     """Of a `spot` job that has waited long enough: on-demand nodes count too."""
+    avoided_node: str | None = None
+    """The id of a node that is not to be used, where others suit."""
 
     @classmethod
     def wanted(cls, resources: Resources, *, on_demand_counts: bool = False) -> "Place":
@@ -36,10 +39,11 @@ class Place:
 
     def selector(self) -> dict[str, str]:
         """The same for Ray's option `label_selector`."""
-        return {
+        accepted = {
             label: values[0] if len(values) == 1 else f"in({','.join(values)})"
             for label, values in self.accepted().items()
         }
+        return accepted | ({NODE_LABEL: f"!{self.avoided_node}"} if self.avoided_node else {})
 
     def suits(self, labels: Mapping[str, str]) -> bool:
         """Whether a node with these labels will do."""

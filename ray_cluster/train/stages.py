@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import ray
 
-from ray_cluster.train import cluster, features, fit_data, known_files, preflight, publish
+from ray_cluster.train import dispatch, features, fit_data, known_files, preflight, publish, tasks
 from ray_cluster.train.context import AttemptContext, RunningStage, running
 from ray_cluster.train.evaluate_stage import Evaluated
 from ray_cluster.train.features import FeatureIndex, FeatureWork
@@ -49,13 +49,13 @@ class PendingTrunk:
         """Raises what building it raised, e.g. `WeightsUnusable`."""
         if self._found is None:
             assert self._begun is not None  # noqa: S101
-            built = cluster.run_one(self._build, self._begun, self._context.capacity, Stage.FEATURES)
+            built = dispatch.run_one(self._build, self._begun, self._context.capacity, Stage.FEATURES)
             self.spans.append(built.span)
             self._found = built.result
         return self._found
 
     def _build(self, place: Place) -> "ray.ObjectRef[Done[TrunkManifest]]":
-        task = cluster.build_trunk_task.options(label_selector=place.selector())
+        task = tasks.build_trunk_task.options(label_selector=place.selector())
         return task.remote(self._context.bucket_uri, self._recipe)
 
 
@@ -108,7 +108,7 @@ def run_features(
         done = 0
         context.reporter.progress(Stage.FEATURES, done, total, "images")
         submit = _submitter(context, source_uri)
-        results = cluster.run_bounded(submit, works, context.parallelism, context.capacity, Stage.FEATURES)
+        results = dispatch.run_bounded(submit, works, context.parallelism, context.capacity, Stage.FEATURES)
         for _, computed in results:
             stage.spans.append(computed.span)
             done += computed.result
@@ -220,10 +220,10 @@ def _inspect(
     context.reporter.progress(Stage.PREFLIGHT, len(inspected), total, "images")
 
     def submit(files: list[ListedFile], place: Place) -> "ray.ObjectRef[Done[list[Inspected]]]":
-        task = cluster.inspect_task.options(label_selector=place.selector())
+        task = tasks.inspect_task.options(label_selector=place.selector())
         return task.remote(context.bucket_uri, source_uri, dataset_id, files)
 
-    results = cluster.run_bounded(submit, chunks, context.parallelism, context.capacity, Stage.PREFLIGHT)
+    results = dispatch.run_bounded(submit, chunks, context.parallelism, context.capacity, Stage.PREFLIGHT)
     for _, read in results:
         stage.spans.append(read.span)
         inspected.extend(read.result)
@@ -246,9 +246,9 @@ def _plan(
 
 def _submitter(
     context: AttemptContext, source_uri: str
-) -> cluster.Submit[tuple[TrunkManifest, FeatureWork], Done[int]]:
+) -> dispatch.Submit[tuple[TrunkManifest, FeatureWork], Done[int]]:
     def submit(item: tuple[TrunkManifest, FeatureWork], place: Place) -> "ray.ObjectRef[Done[int]]":
-        task = cluster.feature_task.options(label_selector=place.selector())
+        task = tasks.feature_task.options(label_selector=place.selector())
         return task.remote(context.bucket_uri, source_uri, *item)
 
     return submit

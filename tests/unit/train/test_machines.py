@@ -7,6 +7,7 @@ from ray_cluster.train.cluster_view import read_status
 from ray_cluster.train.machines import (
     ACCELERATOR_LABEL,
     MARKET_LABEL,
+    NODE_LABEL,
     ClusterView,
     NodeView,
     Place,
@@ -51,6 +52,7 @@ def test_a_market_takes_the_nodes_with_its_label(
 
 def test_an_accelerator_is_one_more_label() -> None:
     assert L4.selector() == {MARKET_LABEL: "spot", ACCELERATOR_LABEL: "L4"}
+    assert Place(avoided_node="aa").selector() == {NODE_LABEL: "!aa"}
     assert L4.suits(node("spot", accelerator="L4").labels)
     assert not L4.suits(node("spot", accelerator="A100").labels)
     assert L4.words() == "a spot node with accelerator L4"

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from ray_cluster.train.capacity import CapacityWatch
-from ray_cluster.train.cluster import Parallelism
 from ray_cluster.train.context import AttemptContext, running
+from ray_cluster.train.dispatch import Parallelism
 from ray_cluster.train.reporter import Reporter
 from ray_cluster.train.work import Span
 from services.contracts import names

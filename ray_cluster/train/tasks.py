@@ -1,0 +1,81 @@
+"""What runs on the cluster as Ray tasks.
+
+They take and give back plain data and are idempotent, so Ray may run one again whenever it loses a node,
+and `dispatch` may run one twice at once.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import ray
+
+from ray_cluster.train import known_files
+from ray_cluster.train.dispatch import TASK_CPUS
+from ray_cluster.train.evaluate_network import run_network
+from ray_cluster.train.features import FeatureIndex, FeatureWork, compute_shard
+from ray_cluster.train.inspection import Inspected, inspect_files
+from ray_cluster.train.listing import ListedFile
+from ray_cluster.train.work import Done, Watch
+from services.contracts.datasets import ImageRecord
+from services.contracts.ids import DatasetId
+from services.contracts.models import TrunkManifest, TrunkRecipe
+from services.runtime.objects import open_store
+
+_MAX_RETRIES = 20
+"""Of one task, for lost processes and nodes only. Bounded, so that input that kills its process ends the attempt."""
+
+
+@ray.remote(num_cpus=TASK_CPUS, max_retries=_MAX_RETRIES)
+def inspect_task(
+    bucket_uri: str, source_uri: str, dataset_id: DatasetId, files: list[ListedFile]
+) -> Done[list[Inspected]]:
+    """`inspect_files` on some node; what it finds is kept for other preflights of the dataset."""
+    watch = Watch()
+    with watch.working():
+        inspected = inspect_files(open_store(source_uri), files)
+        known_files.save(open_store(bucket_uri), dataset_id, inspected)
+    return Done(inspected, watch.spans[0])
+
+
+@ray.remote(num_cpus=TASK_CPUS, max_retries=_MAX_RETRIES)
+def feature_task(bucket_uri: str, source_uri: str, trunk: TrunkManifest, work: FeatureWork) -> Done[int]:
+    """`compute_shard` on some node; how many images it did."""
+    watch = Watch()
+    with watch.working():
+        compute_shard(open_store(bucket_uri), open_store(source_uri), trunk, work)
+    return Done(len(work.images), watch.spans[0])
+
+
+@ray.remote(num_cpus=TASK_CPUS, max_retries=_MAX_RETRIES)
+def network_task(
+    bucket_uri: str,
+    source_uri: str,
+    trunk: TrunkManifest,
+    index: FeatureIndex | None,
+    images: list[ImageRecord],
+    flatbuffer: bytes,
+) -> Done[npt.NDArray[np.float32]]:
+    """`run_network` on some node."""
+    watch = Watch()
+    with watch.working():
+        probabilities_NK = run_network(open_store(bucket_uri), open_store(source_uri), trunk, index, images, flatbuffer)
+    return Done(probabilities_NK, watch.spans[0])
+
+
+# TensorFlow stays in a process for good: max_calls=1 ends this one with its task and gives the memory back.
+@ray.remote(num_cpus=TASK_CPUS, max_retries=_MAX_RETRIES, max_calls=1)
+def build_trunk_task(bucket_uri: str, recipe: TrunkRecipe) -> Done[TrunkManifest]:
+    """`build_trunk` in a process of its own. Seconds to import TensorFlow, and a download for `imagenet`."""
+    from ray_cluster.vision.trunk_builder import build_trunk  # noqa: PLC0415 - TensorFlow loads here and nowhere else
+
+    watch = Watch()
+    with watch.working():
+        trunk = build_trunk(open_store(bucket_uri), recipe)
+    return Done(trunk, watch.spans[0])
+
+
+@ray.remote(num_cpus=TASK_CPUS, max_retries=_MAX_RETRIES, max_calls=1)
+def imagenet_labels_task() -> bytes:
+    """`imagenet_labels` in a process of its own."""
+    from ray_cluster.vision.weight_loading import imagenet_labels  # noqa: PLC0415 - as above
+
+    return imagenet_labels()
