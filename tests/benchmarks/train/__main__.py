@@ -17,21 +17,26 @@ from pathlib import Path
 
 from services.contracts.backbones import BackboneName
 from tests.benchmarks.train.bench import Bench, Pair, Setting
+from tests.benchmarks.train.fine_tuning import FineTuningPair
 from tests.benchmarks.train.growth import GrowthPair
 from tests.benchmarks.train.head import HeadPair
 from tests.benchmarks.train.limits import LimitsPair
 from tests.benchmarks.train.product import running_product
 from tests.benchmarks.train.report import Finding, as_json, as_markdown
 from tests.benchmarks.train.retrain import RetrainPair
+from tests.benchmarks.train.search import SearchPair
 from tests.servers.data import shared_data
 
 PAIRS: dict[str, Callable[[Bench], Pair]] = {
     "head": HeadPair,
     "retrain": RetrainPair,
+    "search": SearchPair,
+    "fine_tuning": FineTuningPair,
     "limits": LimitsPair,
     "growth": GrowthPair,
 }
-"""In the order of each round: `retrain` finds the features of the job before it, and `growth` drops them."""
+"""In the order of each round: `retrain` and `search` find the features of the job before them, the others drop
+them."""
 OUTPUT = Path("build/bench/train.json")
 
 

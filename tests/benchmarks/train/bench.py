@@ -17,6 +17,8 @@ from tests.benchmarks.train.product import JobRun, Product
 from tests.benchmarks.train.report import Finding
 
 KERAS_WITHIN_S = 3600.0
+POOLED = "pooled"
+"""The cut above which there is only the head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,23 +125,23 @@ class Bench:
     def _folder_of(self, number: int) -> Path:
         return self.folder / f"round-{number}"
 
-    def keras_timed(self, number: int) -> KerasRun:
-        """The round's training in Keras on `images`."""
+    def keras_timed(self, number: int, epochs: int, *, cut: str = POOLED) -> KerasRun:
+        """The round's training in Keras on `images`; what is above the cut is trained."""
         began_s = time.monotonic()
-        fitted = self._keras("timed", (self._seed(number),), self.setting.keras_epochs)
+        fitted = self._keras("timed", (self._seed(number),), epochs, cut)
         return KerasRun(**fitted, process_s=time.monotonic() - began_s)
 
     def keras_accuracies(self, epochs: int) -> list[list[float]]:
         """On the test images, for each seed after each epoch."""
-        return self._keras("accuracy", self.setting.seeds, epochs)
+        return self._keras("accuracy", self.setting.seeds, epochs, POOLED)
 
     def _seed(self, number: int) -> int:
         return self.setting.seeds[number % len(self.setting.seeds)]
 
-    def _keras(self, what: str, seeds: tuple[int, ...], epochs: int) -> Any:
+    def _keras(self, what: str, seeds: tuple[int, ...], epochs: int, cut: str) -> Any:
         command = [sys.executable, "-m", "tests.benchmarks.train.keras_baseline", what]
         command += [str(self.images.folder), str(self.setting.weights), "--backbone", self.setting.backbone]
-        command += ["--epochs", str(epochs), "--seeds", *map(str, seeds)]
+        command += ["--epochs", str(epochs), "--cut", cut, "--seeds", *map(str, seeds)]
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
         done = subprocess.run(
             command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=KERAS_WITHIN_S

@@ -25,7 +25,7 @@ class HeadPair:
         self._theirs: list[KerasRun] = []
 
     def measure(self, number: int) -> None:
-        self._theirs.append(self._bench.keras_timed(number))
+        self._theirs.append(self._bench.keras_timed(number, self._bench.setting.keras_epochs))
         self._ours.append(self._bench.scratch(number))
 
     def finding(self) -> Finding:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from ray_cluster.vision import blocks
 from ray_cluster.vision.backbones import ARCHITECTURES, pooled_features
 from ray_cluster.vision.weight_loading import load_network
 from services.contracts.backbones import BACKBONES, BackboneName
@@ -68,13 +69,18 @@ def read_images(folder: Path, size: int, seed: int | None) -> tuple[tf.data.Data
     return dataset.prefetch(tf.data.AUTOTUNE), len(dataset.class_names)
 
 
-def build_base(backbone: BackboneName, weights: Path, size: int) -> keras.Model:
-    """The frozen backbone: float32 images with values 0 to 255 to features."""
+def build_base(backbone: BackboneName, weights: Path, size: int, cut: str = blocks.POOLED) -> keras.Model:
+    """The backbone, frozen below the cut: float32 images with values 0 to 255 to features."""
     pretrained = load_network(backbone, size, weights)
-    network = keras.Model(
-        pretrained.network.input, pooled_features(backbone, pretrained.network, pretrained.top is not None)
-    )
-    network.trainable = False
+    pooled = pooled_features(backbone, pretrained.network, pretrained.top is not None)
+    network = keras.Model(pretrained.network.input, pooled)
+    if cut == blocks.POOLED:
+        network.trainable = False
+    else:
+        first = blocks.cut_name(backbone, pretrained.network, cut)
+        above = keras.Model(blocks.cut_tensor(backbone, pretrained.network, first), pooled).layers
+        for layer in network.layers:
+            layer.trainable = layer in above and not isinstance(layer, keras.layers.BatchNormalization)
     images = keras.Input((size, size, 3))
     return keras.Model(images, network(ARCHITECTURES[backbone].preprocess(images), training=False))
 
@@ -86,13 +92,13 @@ def add_head(base: keras.Model, class_count: int) -> keras.Model:
     return model
 
 
-def timed(folder: Path, backbone: BackboneName, weights: Path, seed: int, epochs: int) -> Fitted:
+def timed(folder: Path, backbone: BackboneName, weights: Path, seed: int, epochs: int, cut: str) -> Fitted:
     """Trains on images."""
     size = BACKBONES[backbone].default_image_size
     keras.utils.set_random_seed(seed)
     train, class_count = read_images(folder / "train", size, seed)
     test, _ = read_images(folder / "test", size, None)
-    model = add_head(build_base(backbone, weights, size), class_count)
+    model = add_head(build_base(backbone, weights, size, cut), class_count)
     clock = EpochClock()
     history = model.fit(train, validation_data=test, epochs=epochs, verbose=0, callbacks=[clock]).history
     return Fitted(clock.epochs_s, clock.validations_s, [float(each) for each in history["val_accuracy"]])
@@ -133,9 +139,10 @@ def main() -> None:
     parser.add_argument("--backbone", type=BackboneName, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", required=True)
     parser.add_argument("--epochs", type=int, required=True)
+    parser.add_argument("--cut", default=blocks.POOLED, help="of `timed`: what is above it is trained")
     given = parser.parse_args()
     if given.what == "timed":
-        fitted = timed(given.folder, given.backbone, given.weights, given.seeds[0], given.epochs)
+        fitted = timed(given.folder, given.backbone, given.weights, given.seeds[0], given.epochs, given.cut)
         print(json.dumps(asdict(fitted)))
     else:
         print(json.dumps(accuracy(given.folder, given.backbone, given.weights, given.seeds, given.epochs)))

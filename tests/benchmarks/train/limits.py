@@ -40,7 +40,8 @@ class LimitsPair:
         run = self._bench.scratch(number)
         self._pass.append(self._bench.images.image_count / run.stages[Stage.FEATURES].compute_s)
         bucket = self._bench.product.home / "bucket"
-        (trunk_json,) = [path.read_text() for path in bucket.glob("trunks/*/trunk.json")]
+        trunks = [path.read_text() for path in bucket.glob("trunks/*/trunk.json")]
+        (trunk_json,) = [each for each in trunks if TrunkManifest.model_validate_json(each).cut == "pooled"]
         files = sorted(path for path in self._bench.images.folder.rglob("*") if path.is_file())[:SAMPLE]
         self._forward.append(on_every_core(forward_rate, bucket, trunk_json, files))
         self._decode.append(on_every_core(decode_rate, bucket, trunk_json, files))

@@ -2,10 +2,11 @@
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -71,8 +72,17 @@ class Product:
     """By folder, the newest that was made of it."""
     _count: int = 0
 
-    def train(self, images: ImageSet, seed: int, *, again: bool = False, keep_features: bool = False) -> JobRun:
-        """A head job with every other setting at its default, on a dataset that nothing is known of.
+    def train(
+        self,
+        images: ImageSet,
+        seed: int,
+        *,
+        again: bool = False,
+        keep_features: bool = False,
+        spec: Mapping[str, Any] | None = None,
+    ) -> JobRun:
+        """A head job with every setting at its default that `spec` does not name, on a dataset that nothing is known
+        of.
 
         With `again` on the dataset that was made of the folder before, which may have grown; with `keep_features` its
         images may have been in others. The stack is as it stands idle, without a trainer that an earlier job left.
@@ -82,15 +92,16 @@ class Product:
             self._count += 1
             made = self.client.datasets.create_from_prefix(f"bench-{self._count}", images.folder.as_uri())
             self._datasets[images.folder] = made.id
-        spec = TrainingJobSpec(
+        wanted = TrainingJobSpec(
             dataset_id=self._datasets[images.folder],
             backbone=self.backbone,
             weights=WeightsUri(uri=self.weights.as_uri()),
             seed=seed,
+            **(spec or {}),
         )
         posted_s = time.time()
         with self._watch_memory() as memory:
-            job = self.client.training_jobs.create(spec)
+            job = self.client.training_jobs.create(wanted)
             job = self.client.training_jobs.wait(job.id, timeout_s=JOB_WITHIN_S)
             wall_s = time.time() - posted_s
             self.client.predict(job.model_name, [images.test_image()])
