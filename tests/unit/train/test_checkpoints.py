@@ -68,6 +68,19 @@ def test_the_newest_is_of_the_greatest_step_whoever_wrote_it(store: ObjectStore)
     assert newest_step(store) == 8
 
 
+def test_the_manifest_is_written_last(store: ObjectStore) -> None:
+    written: list[str] = []
+
+    def note(key: str) -> bool:
+        written.append(key)
+        return False
+
+    commit(FaultyStore(store, note), 1)
+    *objects, manifest = written
+    assert manifest == names.checkpoint_manifest(JOB, 1, 0, 1)
+    assert objects == [state_key(store, 1)]
+
+
 def test_two_are_kept(store: ObjectStore) -> None:
     for step in (1, 2, 3, 4):
         commit(store, step)
