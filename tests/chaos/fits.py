@@ -1,8 +1,8 @@
 """Training that takes long enough to be struck, the process that computes it, and what its records say."""
 
-import contextlib
+import re
 import subprocess
-import time
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -13,7 +13,7 @@ from services.contracts.errors import NotFound
 from services.contracts.ids import JobId
 from services.contracts.jobs import EpochMetrics, JobEventType, ProgressRecord, Recovery, Stage
 from tests.cluster.attempts import Attempts, wait_until
-from tests.servers.ray_nodes import RayNodes, Role
+from tests.servers.ray_nodes import RayNodes
 
 CHECKPOINT_INTERVAL_S = 1
 LONG: dict[str, Any] = {
@@ -25,6 +25,8 @@ LONG: dict[str, Any] = {
 """For a work's images (`tests.chaos.runner.jobs`): fine-tuning that takes half a minute on an idle machine."""
 
 APPOINTED_WITHIN_S = 120
+_APPOINTED = re.compile(r"the fit (?:goes to|runs in) (trainer-[\w.-]+)")
+_HELPING = re.compile(r"(\d+) trainers help")
 
 
 def of_type(attempts: Attempts, job: JobId, kind: JobEventType, attempt: int = 1) -> list[ProgressRecord]:
@@ -74,20 +76,20 @@ def versions(attempts: Attempts, model_name: str) -> list[str]:
     return [info.key.split("/")[-2] for info in listed if info.key.endswith("/model.json")]
 
 
-def trainers_in(cluster: RayNodes, method: str) -> list[psutil.Process]:
-    """The trainers whose newest call is of this method, as Ray's titles of them say."""
+def running_trainer(cluster: RayNodes, log: Callable[[], str]) -> psutil.Process:
+    """The trainer that computes a job's fit: the one that the job's log named last."""
     found: list[psutil.Process] = []
-    for process in cluster.processes(Role.TRAINER):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if f"Trainer.{method}" in "".join(process.cmdline()):
-                found.append(process)
-    return found
+
+    def look() -> bool:
+        named = _APPOINTED.findall(log())
+        pid = cluster.actor_pid(named[-1]) if named else None
+        found[:] = [] if pid is None else [psutil.Process(pid)]
+        return bool(found)
+
+    wait_until(look, APPOINTED_WITHIN_S)
+    return found[0]
 
 
-def running_trainer(cluster: RayNodes) -> psutil.Process:
-    """The trainer that computes the only fit: the one that its supervisor waits for."""
-    deadline_s = time.monotonic() + APPOINTED_WITHIN_S
-    while not (waited_for := trainers_in(cluster, "wait")):
-        assert time.monotonic() < deadline_s, "no trainer runs a fit"
-        time.sleep(0.05)
-    return waited_for[0]
+def helper_counts(log: str) -> list[int]:
+    """How many trainers helped, each time that it changed."""
+    return [int(count) for count in _HELPING.findall(log)]

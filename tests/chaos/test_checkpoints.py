@@ -53,7 +53,7 @@ def kill_while_saving(cluster: RayNodes, attempts: Attempts, job: JobId, driver:
 
     That is a moment of few milliseconds, so the trainer is stopped first to see whether it was met.
     """
-    trainer = running_trainer(cluster)
+    trainer = running_trainer(cluster, lambda: attempts.log(job))
     while True:
         while not half_saved(attempts, job):
             assert driver.poll() is None, "the fit was over too soon"
@@ -110,7 +110,7 @@ def stop_all(
         found = saved(attempts, job)
         return len(found) > 1 and found[-1].attempt == attempt
 
-    trainer = running_trainer(cluster)
+    trainer = running_trainer(cluster, lambda: attempts.log(job, attempt))
     wait_until(can_fall_back)
     kill(driver)
     trainer.kill()

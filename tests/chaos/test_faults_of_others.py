@@ -55,6 +55,10 @@ class Gateway:
     def end(self, job_id: str) -> dict[str, Any]:
         return self.wait(job_id, lambda job: job["state"] in ENDED)
 
+    def log(self, job_id: str) -> str:
+        """Of the newest attempt."""
+        return self.client.get(f"/v1/training-jobs/{job_id}/logs").raise_for_status().text
+
     def driver(self, job_id: str, attempt: int) -> psutil.Process | None:
         """The process of the attempt, where it runs."""
         for process in self.cluster.processes(Role.JOB_DRIVER):
@@ -90,7 +94,8 @@ def test_lost_drivers_and_machines_use_up_no_attempt(gateway: Gateway, images: P
         assert driver is not None
         driver.kill()
     gateway.wait(job_id, lambda job: job["state"] == "training" and job["metrics"])
-    gateway.cluster.kill_node(gateway.cluster.node_of(running_trainer(gateway.cluster).pid))
+    trainer = running_trainer(gateway.cluster, lambda: gateway.log(job_id))
+    gateway.cluster.kill_node(gateway.cluster.node_of(trainer.pid))
     gateway.cluster.add_node()
     done = gateway.end(job_id)
     assert done["state"] == "succeeded", done

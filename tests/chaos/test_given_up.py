@@ -44,7 +44,7 @@ def test_a_trainer_that_wakes_after_another_took_over_saves_nothing(
     job = attempts.accept(images, "woken-trainer", **LONG)
     driver = attempts.start(job)
     wait_until(lambda: saved(attempts, job))
-    trainer = running_trainer(cluster)
+    trainer = running_trainer(cluster, lambda: attempts.log(job))
     node = cluster.node_of(trainer.pid)
     cluster.freeze_node(node)
     before = saved(attempts, job)

@@ -2,6 +2,7 @@
 done again than what came after the newest checkpoint."""
 
 import contextlib
+import re
 import subprocess
 import sys
 import time
@@ -13,17 +14,17 @@ import pytest
 
 from services.contracts.base import utc_now
 from services.contracts.ids import JobId
-from services.contracts.jobs import EpochMetrics, ProgressRecord
+from services.contracts.jobs import EpochMetrics, ProgressRecord, Stage
 from tests.chaos.fits import (
     CHECKPOINT_INTERVAL_S,
     LONG,
     epoch_records,
     epochs,
+    helper_counts,
     next_recovery,
     recoveries,
     running_trainer,
     saved,
-    trainers_in,
 )
 from tests.chaos.runner.report import CHECKPOINT_ON_ITS_WAY_S
 from tests.cluster.attempts import Attempts, kill, wait_until
@@ -47,7 +48,7 @@ def kill_between_checkpoints(
     cluster: RayNodes, attempts: Attempts, job: JobId, since: datetime
 ) -> list[ProgressRecord]:
     """Kills the trainer at a moment when it has reported an epoch that no checkpoint has; what it has since then."""
-    trainer = running_trainer(cluster)
+    trainer = running_trainer(cluster, lambda: attempts.log(job))
     while True:
         trainer.suspend()
         time.sleep(FROZEN_S)
@@ -82,15 +83,24 @@ def test_killed_trainers_are_replaced_by_standbys(
     assert len(recoveries(attempts, job)) == KILLS
 
 
+def test_a_fit_that_turns_out_long_goes_on_under_ray_train(attempts: Attempts, images: Path) -> None:
+    brief = {**LONG, "fine_tuning": {**LONG["fine_tuning"], "epochs": 40}}
+    job = attempts.accept(images, "turned-out-long", **brief)
+    driver = attempts.start(job, short_fit_s=1)
+    assert driver.wait(240) == 0, attempts.log(job)
+    assert len(re.findall("the fit goes to", attempts.log(job))) == len([Stage.FIT, Stage.FINE_TUNE])
+    assert "the fit runs in" in attempts.log(job), "Ray Train did not adopt it"
+    assert not recoveries(attempts, job)
+    assert epochs(attempts, job)[-1] == brief["fine_tuning"]["epochs"]
+
+
 def test_training_goes_on_while_all_that_asks_for_it_is_replaced(
     cluster: RayNodes, attempts: Attempts, images: Path, undisturbed: str
 ) -> None:
-    """The driver goes on under Ray Train; Ray Train's worker and controller die, then the driver, and with it the
-    attempt."""
+    """Ray Train's worker and controller die, then the driver, and with it the attempt."""
     job = attempts.accept(images, "clients-killed", **LONG)
-    first = attempts.start(job, short_fit_s=1)
-    wait_until(lambda: cluster.processes(Role.TRAIN_WORKER) or first.poll() is not None)
-    wait_until(lambda: trainers_in(cluster, "wait") or first.poll() is not None)
+    first = attempts.start(job, short_fit_s=0)
+    wait_until(lambda: epochs(attempts, job) or first.poll() is not None)
     assert first.poll() is None, attempts.log(job)
     for role in (Role.TRAIN_WORKER, Role.TRAIN_CONTROLLER):
         for process in cluster.processes(role):
@@ -112,14 +122,15 @@ def test_helpers_that_come_and_die_change_nothing(
     job = attempts.accept(images, "helped", **LONG, resources={"min_workers": 2, "max_workers": 3})
     driver = attempts.start(job)
     wait_until(lambda: epochs(attempts, job))
-    wait_until(lambda: trainers_in(cluster, "compute_shards"))
-    leader = running_trainer(cluster)
+    wait_until(lambda: helper_counts(attempts.log(job)))
+    leader = running_trainer(cluster, lambda: attempts.log(job))
     killed = {each.pid for each in cluster.processes(Role.TRAINER) if each.pid != leader.pid}
     for pid in killed:
         psutil.Process(pid).kill()
+    told = len(helper_counts(attempts.log(job)))
     cluster.add_node()
-    wait_until(lambda: trainers_in(cluster, "compute_shards") or driver.poll() is not None)
-    assert killed.isdisjoint(each.pid for each in trainers_in(cluster, "compute_shards"))
+    wait_until(lambda: any(helper_counts(attempts.log(job))[told:]) or driver.poll() is not None)
+    assert any(helper_counts(attempts.log(job))[told:]), "no other trainer came to help"
     assert driver.wait(240) == 0, attempts.log(job)
     assert attempts.model(job).tail_sha256 == undisturbed
 
@@ -130,7 +141,7 @@ def test_a_node_that_got_notice_is_left_without_a_step_done_twice(
     job = attempts.accept(images, "notice", **LONG)
     driver = attempts.start(job)
     wait_until(lambda: epochs(attempts, job))
-    node = cluster.node_of(running_trainer(cluster).pid)
+    node = cluster.node_of(running_trainer(cluster, lambda: attempts.log(job)).pid)
     drain = announce(cluster, node)
     recovery = next_recovery(attempts, job, driver)
     assert drain.wait(60) == 0, "the node was not empty before its deadline"
@@ -148,7 +159,7 @@ def test_a_cancelled_job_is_not_trained_on(cluster: RayNodes, attempts: Attempts
     job = attempts.accept(images, "cancelled", **LONG)
     driver = attempts.start(job)
     wait_until(lambda: epochs(attempts, job))
-    trainer = running_trainer(cluster)
+    trainer = running_trainer(cluster, lambda: attempts.log(job))
     kill(driver)
     attempts.end(job)
     with contextlib.suppress(psutil.NoSuchProcess):

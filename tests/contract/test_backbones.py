@@ -202,22 +202,30 @@ def test_the_table_of_blocks_is_true(case: Case) -> None:
         assert blocks.flat_size(blocks.cut_tensor(case.backbone, bare, block)) > 0
 
 
-@pytest.mark.parametrize("cut", ["in the middle", "input"])
-def test_cut_anywhere_the_parts_together_are_the_whole_network(case: Case, cut: str) -> None:
-    if cut != "input":
-        cut = f"top_blocks:{BACKBONES[case.backbone].block_count // 2}"
-    trunk = build_trunk(case.store, case.recipe.model_copy(update={"cut": cut}))
-    assert trunk.feature_shape is not None
-    assert trunk.feature_dim == math.prod(trunk.feature_shape)
-    assert case.trunk.top is not None
-    network = export_tail(load_upper(case.store, trunk), Tail.from_bytes(case.store.get(case.trunk.top.key)))
-    tail, features_BD = NetworkTail(network.flatbuffer), load_engine(case.store, trunk).features(case.images_BHWC)
-    assert (tail.feature_dim, tail.class_count) == (trunk.feature_dim, CLASSES)
-    assert features_BD.astype(trunk.feature_dtype).astype(np.float32).tobytes() == features_BD.tobytes()
-    logits_BK = case.keras_logits_BK
-    tolerance = (5 if trunk.is_identity else 20) * TOLERANCE * np.abs(logits_BK).max()
-    np.testing.assert_allclose(tail.logits(features_BD), logits_BK, rtol=0, atol=tolerance)
-    assert tail.logits(features_BD[1:2]).tobytes() == tail.logits(features_BD)[1:2].tobytes()
+ONE_OF_EACH_PREPROCESSING = {BackboneName.REKINDLE_TINY, BackboneName.RESNET50, BackboneName.EFFICIENTNET_V2_B0}
+"""Cut at the input, preprocessing moves from the trunk into the tail; in all else backbones are alike there."""
+
+
+def cuts(backbone: BackboneName) -> list[str]:
+    """Where to try it."""
+    middle = f"top_blocks:{BACKBONES[backbone].block_count // 2}"
+    return [middle, "input"] if backbone in ONE_OF_EACH_PREPROCESSING else [middle]
+
+
+def test_cut_anywhere_the_parts_together_are_the_whole_network(case: Case) -> None:
+    for cut in cuts(case.backbone):
+        trunk = build_trunk(case.store, case.recipe.model_copy(update={"cut": cut}))
+        assert trunk.feature_shape is not None
+        assert trunk.feature_dim == math.prod(trunk.feature_shape)
+        assert case.trunk.top is not None
+        network = export_tail(load_upper(case.store, trunk), Tail.from_bytes(case.store.get(case.trunk.top.key)))
+        tail, features_BD = NetworkTail(network.flatbuffer), load_engine(case.store, trunk).features(case.images_BHWC)
+        assert (tail.feature_dim, tail.class_count) == (trunk.feature_dim, CLASSES)
+        assert features_BD.astype(trunk.feature_dtype).astype(np.float32).tobytes() == features_BD.tobytes()
+        logits_BK = case.keras_logits_BK
+        tolerance = (5 if trunk.is_identity else 20) * TOLERANCE * np.abs(logits_BK).max()
+        np.testing.assert_allclose(tail.logits(features_BD), logits_BK, rtol=0, atol=tolerance)
+        assert tail.logits(features_BD[1:2]).tobytes() == tail.logits(features_BD)[1:2].tobytes()
 
 
 class _Asked(Exception):

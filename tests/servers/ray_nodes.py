@@ -231,26 +231,35 @@ class RayNodes:
 
     def node_states(self) -> dict[str, str]:
         """What Ray thinks of the nodes: ids in hex, and `ALIVE` or `DEAD`. Raises httpx2.HTTPError without a head."""
-        return {each["node_id"]: each["state"] for each in self._listed()}
+        return {each["node_id"]: each["state"] for each in self._list("nodes")}
 
     def market_types(self) -> dict[str, str | None]:
         """The label `ray.io/market-type` of the living nodes, by id."""
         return {
             each["node_id"]: (each["labels"] or {}).get("ray.io/market-type")
-            for each in self._listed()
+            for each in self._list("nodes")
             if each["state"] == "ALIVE"
         }
+
+    def actor_pid(self, name: str) -> int | None:
+        """The process of the living actor of that name, or None. Raises httpx2.HTTPError without a head."""
+        query = {"filter_keys": "name", "filter_predicates": "=", "filter_values": name}
+        for each in self._list("actors", **query):
+            if each["state"] == "ALIVE" and each["pid"]:
+                return each["pid"]
+        return None
 
     def _machines(self) -> list[Node]:
         return [*([self.head] if self.head else []), *self.nodes]
 
-    def _listed(self) -> list[dict[str, Any]]:
-        answer = httpx2.get(f"{self.dashboard_url}/api/v0/nodes", params={"detail": "true"}, timeout=10)
+    def _list(self, what: str, **query: str) -> list[dict[str, Any]]:
+        """From Ray's state API."""
+        answer = httpx2.get(f"{self.dashboard_url}/api/v0/{what}", params={"detail": "true", **query}, timeout=10)
         return answer.raise_for_status().json()["data"]["result"]["result"]
 
     def _learn_id(self, node: Node) -> bool:
         with contextlib.suppress(httpx2.HTTPError):
-            for each in self._listed():
+            for each in self._list("nodes"):
                 if each["node_ip"] == node.ip and each["state"] == "ALIVE":
                     node.node_id = each["node_id"]
                     return True
