@@ -23,7 +23,7 @@ from ray_cluster.train.dispatch import Parallelism
 from ray_cluster.train.evaluate_stage import run_evaluate
 from ray_cluster.train.failures import classify
 from ray_cluster.train.fence import check_fence
-from ray_cluster.train.fit import find_finished
+from ray_cluster.train.finished import find_head
 from ray_cluster.train.reporter import Reporter
 from services.contracts import names
 from services.contracts.base import utc_now
@@ -104,7 +104,7 @@ def train(context: AttemptContext) -> ModelManifest:
         cut = "input" if spec.train == "all" else spec.train
         pending.append(stages.PendingTrunk(context, recipe.model_copy(update={"cut": cut})))
     # One that no node could take would outlive the job and ask for a machine for nobody.
-    if find_finished(context.store, context.record.job_id) is None:
+    if find_head(context.store, context.record.job_id) is None:
         trainers.prepare(context.capacity.place, context.capacity.nodes(trainers.CPUS))
     manifest = stages.run_preflight(context, spec, source_uri)
     pooled, *cuts = stages.run_features(context, spec, source_uri, manifest, pending)

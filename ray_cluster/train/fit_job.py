@@ -3,6 +3,8 @@
 from datetime import datetime
 from enum import StrEnum
 
+from pydantic import Field
+
 from ray_cluster.train.work import Span
 from services.contracts.base import StoredContract
 from services.contracts.ids import JobId
@@ -74,7 +76,9 @@ class FitReturn(StoredContract):
 class FitNews(StoredContract):
     """What a fit's supervisor hears of it."""
 
-    said: list[str]
+    said: list[str] = Field(default_factory=list[str])
     """Lines for the job's log, each told once."""
-    returned: FitReturn | None
+    returned: FitReturn | None = None
     """Its end."""
+    relieved: bool = False
+    """Another supervisor took the fit over, and hears all the rest."""

@@ -17,10 +17,11 @@ from typing import Any, Generic
 import keras
 import tensorflow as tf
 
-from ray_cluster.train import checkpoints, fine_tune, fine_tune_state, fit_state, head_loop, keras_problem
+from ray_cluster.train import checkpoints, fine_tune, head_loop, keras_problem
 from ray_cluster.train.background import Background
 from ray_cluster.train.checkpoints import Checkpoint, CheckpointWriter, Snapshot, WriterFault
 from ray_cluster.train.failures import classify
+from ray_cluster.train.finished import is_finished
 from ray_cluster.train.fit_control import FitControl, Identity, Order
 from ray_cluster.train.fit_job import FitEnd, FitJob, FitReturn
 from ray_cluster.train.keras_problem import THREADS, device_name, make_deterministic
@@ -223,7 +224,7 @@ def _fit(job: FitJob, control: FitControl, map_shards: ShardMap, say: Callable[[
     began_at = utc_now()
     store = open_store(job.bucket_uri)
     checkpoint = checkpoints.load_newest(store, job.job_id, discard_damaged=True)
-    if checkpoint is not None and _is_finished(checkpoint, job.stage):
+    if is_finished(checkpoint, job.stage):
         return
     loop = load(job, map_shards)
     fingerprint = Fingerprint(
@@ -242,13 +243,6 @@ def _fit(job: FitJob, control: FitControl, map_shards: ShardMap, say: Callable[[
         fit.writer.save_now(loop.finish(state), None)
     finally:
         fit.end()
-
-
-def _is_finished(checkpoint: Checkpoint, stage: Stage) -> bool:
-    """Whether the stage's result is in the checkpoint: its last trainer was lost after it had saved it."""
-    if stage is Stage.FINE_TUNE:
-        return fine_tune_state.finished_network(checkpoint) is not None
-    return fit_state.finished_head(checkpoint) is not None
 
 
 def _goes_on_without(store: ObjectStore, job_id: JobId, attempt: int) -> bool:

@@ -9,7 +9,8 @@ from ray_cluster.train import dispatch, features, fit_data, known_files, preflig
 from ray_cluster.train.context import AttemptContext, RunningStage, running
 from ray_cluster.train.evaluate_stage import Evaluated
 from ray_cluster.train.features import FeatureIndex, FeatureWork
-from ray_cluster.train.fit import find_fine_tuned, find_finished, fit
+from ray_cluster.train.finished import find_head, find_network
+from ray_cluster.train.fit import fit
 from ray_cluster.train.fit_job import FitJob
 from ray_cluster.train.inspection import Inspected
 from ray_cluster.train.listing import ListedFile, Listing, read_listing
@@ -122,14 +123,14 @@ def run_fit(
     """Trains the head, unless an earlier attempt of the job finished that."""
     job_id = context.record.job_id
     with running(context, Stage.FIT) as stage:
-        finished = find_finished(context.store, job_id)
+        finished = find_head(context.store, job_id)
         if finished is None:
             parent = read_parent(context.store, spec, trunk)
             job = _fit_job(context, spec, source_uri, manifest, trunk)
             warm_start = None if parent is None else parent.warm_start()
             _train(stage, job.model_copy(update={"warm_start": warm_start}))
             with stage.working():
-                finished = find_finished(context.store, job_id)
+                finished = find_head(context.store, job_id)
         else:
             stage.skip()
     if finished is None:
@@ -149,12 +150,12 @@ def run_fine_tune(
     """Goes on from the fitted head with what is above the cut, unless an earlier attempt finished that."""
     job_id = context.record.job_id
     with running(context, Stage.FINE_TUNE) as stage:
-        finished = find_fine_tuned(context.store, job_id)
+        finished = find_network(context.store, job_id)
         if finished is None:
             job = _fit_job(context, spec, source_uri, manifest, fitted.pooled)
             _train(stage, job.model_copy(update={"stage": Stage.FINE_TUNE, "cut_trunk": cut}))
             with stage.working():
-                finished = find_fine_tuned(context.store, job_id)
+                finished = find_network(context.store, job_id)
         else:
             stage.skip()
     if finished is None:

@@ -1,6 +1,7 @@
 """Sees to it that some trainer runs a job's fit; no TensorFlow.
 
-Runs in the driver at first, and in a Ray Train worker beside it once the fit has lasted a while.
+Runs in the driver at first. Once the fit has lasted a while, Ray Train is started beside it, whose worker runs another
+that finds the fit, takes it over and so relieves the driver's: no moment passes in which nobody looks after it.
 
 It may be killed and started again at any time: the fit goes on meanwhile, and is found where it runs. A trainer that
 is lost is replaced by a standby, which resumes from the newest checkpoint; one whose node got notice is replaced
@@ -11,23 +12,26 @@ commit nothing. What counts as lost is what Ray says is dead: silence alone is n
 import contextlib
 import logging
 import os
+import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from ray_cluster.spot.drains import DrainsUnknown, draining_nodes
-from ray_cluster.train import trainers
+from ray_cluster.train import checkpoints, trainers
 from ray_cluster.train.capacity import CapacityWatch
 from ray_cluster.train.failures import classify
 from ray_cluster.train.fence import raise_term, read_fence
+from ray_cluster.train.finished import is_finished
 from ray_cluster.train.fit_control import Identity, Order
 from ray_cluster.train.fit_job import FitEnd, FitJob, FitNews, FitReturn
 from ray_cluster.train.reporter import Reporter
 from ray_cluster.train.trainer import NotMine
 from ray_cluster.train.trainers import KnownTrainer
+from services.contracts import names
 from services.contracts.base import utc_now
 from services.contracts.errors import Fenced
 from services.runtime.objects import ObjectStore, open_store
@@ -44,26 +48,24 @@ START_S = 2.0
 _log = logging.getLogger(__name__)
 
 
+class Relieved(Exception):
+    """Another supervisor of the same attempt looks after the fit now."""
+
+
 def supervise(job: FitJob) -> FitReturn:
     """Until the fit has ended. Never raises: Ray Train restarts its worker after every exception, and that is for
     lost processes and machines only."""
     try:
-        return Supervisor(open_store(job.bucket_uri), job).run()
+        while True:
+            try:
+                return Supervisor(open_store(job.bucket_uri), job).run()
+            except Relieved:
+                # The driver's took another trainer for lost at the same moment; it knows that we come after it.
+                _log.info("the fit was given to another trainer: looking for that")
     except Exception as error:  # noqa: BLE001 - the edge of the process: every error is classified
         _log.warning("the supervision ends", exc_info=True)
         failure = classify(error)
         return FitReturn(end=FitEnd.GIVEN_UP if failure is None else FitEnd.FAILED, failure=failure)
-
-
-def supervise_while_short(job: FitJob) -> FitReturn | None:
-    """Until the fit has ended; None once it has turned out to be a long one, which then goes on without us.
-
-    Raises what `Supervisor.run` raises.
-    """
-    try:
-        return Supervisor(open_store(job.bucket_uri), job, only_while_short=True).run()
-    except _TurnedOutLong:
-        return None
 
 
 def standby_after_s() -> float:
@@ -74,10 +76,6 @@ def standby_after_s() -> float:
 def ray_train_after_s() -> float:
     """REKINDLE_RAY_TRAIN_AFTER_S of the cluster's environment, for tests."""
     return float(os.environ.get("REKINDLE_RAY_TRAIN_AFTER_S", str(RAY_TRAIN_AFTER_S)))
-
-
-class _TurnedOutLong(Exception):
-    """The fit goes on, and is another's to look after."""
 
 
 @dataclass(slots=True)
@@ -92,8 +90,10 @@ class _Helpers:
 class Supervisor:
     """Of one fit, in one attempt."""
 
-    def __init__(self, store: ObjectStore, job: FitJob, *, only_while_short: bool = False) -> None:
-        self._only_while_short = only_while_short
+    def __init__(self, store: ObjectStore, job: FitJob, on_long: Callable[[], None] = lambda: None) -> None:
+        """`on_long` is called once, when the fit has lasted `ray_train_after_s`; it must return at once."""
+        self._on_long = on_long
+        self._name = secrets.token_hex(4)
         self._store = store
         self._job = job
         self._job_json = job.model_dump_json()
@@ -106,26 +106,47 @@ class Supervisor:
         )
         self._standby_after_s = standby_after_s()
         self._ray_train_after_s = ray_train_after_s()
+        self._told_long = False
 
     def run(self) -> FitReturn:
-        """Raises `Fenced` when a newer attempt exists, and `RetryLater` when the store does not answer."""
+        """Raises `Relieved` when another supervisor took the fit over, `Fenced` when a newer attempt exists, and
+        `RetryLater` when the store does not answer."""
         with contextlib.ExitStack() as afterwards:
             afterwards.callback(self._dismiss_helpers)
             leader = self._find_running()
             if leader is None:
+                ended = self._ended_before()
+                if ended is not None:
+                    return ended
                 self._gather()
                 leader = self._appoint(())
+            began_s = time.monotonic()
             while True:
                 try:
-                    returned = self._watch(leader)
-                except _TurnedOutLong:
+                    returned = self._watch(leader, began_s)
+                except Relieved:
                     afterwards.pop_all()  # its helpers go on as well: the next supervisor finds them
                     raise
+                if returned is not None and returned.end is FitEnd.GIVEN_UP and self._is_superseded():
+                    raise Relieved
                 if returned is not None and returned.end is not FitEnd.HANDED_OVER:
                     return returned
                 lost_at = utc_now() if returned is None else None
                 self._job_json = self._job.model_copy(update={"lost_at": lost_at}).model_dump_json()
                 leader = self._appoint(_draining())
+
+    def _ended_before(self) -> FitReturn | None:
+        """How the fit ended before we came, in a trainer that is gone or at other work; None where it did not."""
+        if is_finished(checkpoints.load_newest(self._store, self._job.job_id), self._job.stage):
+            return FitReturn(end=FitEnd.DONE)
+        if self._store.head(names.attempt_outcome(self._job.job_id, self._job.attempt)) is not None:
+            return FitReturn(end=FitEnd.GIVEN_UP)
+        return None
+
+    def _is_superseded(self) -> bool:
+        """Whether another supervisor of this attempt has given the fit to another trainer."""
+        fence = read_fence(self._store, self._job.job_id)
+        return fence.attempt == self._job.attempt and fence.term > self._term
 
     def _dismiss_helpers(self) -> None:
         for name in self._helpers.started:
@@ -188,13 +209,13 @@ class Supervisor:
 
     def _take(self, trainer: KnownTrainer, term: int) -> bool:
         try:
-            return ray.get(trainer.actor.take.remote(self._job_json, term))
+            return ray.get(trainer.actor.take.remote(self._job_json, term, self._name))
         except RayError:
             return False
 
     # --- while it runs ---
 
-    def _watch(self, leader: KnownTrainer) -> FitReturn | None:
+    def _watch(self, leader: KnownTrainer, fit_began_s: float) -> FitReturn | None:
         """Until the fit ends there; None when the trainer was lost. Looks after helpers, standbys and notices."""
         self._helpers.helping = []
         began_s = time.monotonic()
@@ -203,13 +224,14 @@ class Supervisor:
         saved = False
         while True:
             try:
-                news = FitNews.model_validate_json(str(ray.get(leader.actor.wait.remote(*key, LOOK_S))))
+                news = FitNews.model_validate_json(str(ray.get(leader.actor.wait.remote(*key, self._name, LOOK_S))))
+                if news.relieved:
+                    raise Relieved
                 for line in news.said:
                     _log.info(line)
                 if news.returned is not None:
                     return news.returned
-                if self._only_while_short and time.monotonic() - began_s >= self._ray_train_after_s:
-                    raise _TurnedOutLong
+                self._tell_if_long(fit_began_s)
                 draining = _draining()
                 if leader.view.node_id in draining:
                     if self._successor(leader, draining) is not None:
@@ -223,11 +245,18 @@ class Supervisor:
                 self._grow(leader, key, draining)
             except RayTaskError as error:
                 if isinstance(error.cause, NotMine):
+                    if self._is_superseded():
+                        raise Relieved from error
                     raise Fenced(str(error.cause)) from error
                 raise
             except RayError as error:
                 _log.warning("%s is lost: %s", leader.name, str(error).partition("\n")[0])
                 return None
+
+    def _tell_if_long(self, began_s: float) -> None:
+        if not self._told_long and time.monotonic() - began_s >= self._ray_train_after_s:
+            self._told_long = True
+            self._on_long()
 
     def _successor(self, leader: KnownTrainer, draining: Collection[str]) -> KnownTrainer | None:
         """A standby that has loaded, on a node that stays; one is started where there is none."""

@@ -58,10 +58,12 @@ class NotMine(Exception):
 class _RunningFit:
     """A fit in its thread."""
 
-    def __init__(self, job: FitJob, identity: Identity) -> None:
+    def __init__(self, job: FitJob, identity: Identity, supervisor: str) -> None:
         from ray_cluster.train import fit_worker  # noqa: PLC0415 - TensorFlow
 
         self.job = job
+        self.supervisor = supervisor
+        """Who took it last."""
         self.control = FitControl(identity)
         self.crew = Crew(job.work)
         self.said: deque[str] = deque(maxlen=KEPT_LINES)
@@ -125,8 +127,9 @@ class Trainer:
 
     # --- as the one who runs the fit ---
 
-    def take(self, job_json: str, term: int) -> bool:
-        """Starts the job's fit, or goes on with it for this attempt and term if it runs here already.
+    def take(self, job_json: str, term: int, supervisor: str) -> bool:
+        """Starts the job's fit, or goes on with it for this attempt and term if it runs here already. `supervisor` is
+        a name for whoever asks, and relieves who asked before.
 
         False: it is busy with another job, or works for a newer attempt or term of this one.
         """
@@ -136,14 +139,17 @@ class Trainer:
             self._used_at_s = time.monotonic()
             fit = self._fit
             if fit is not None and fit.job.work == job.work and (fit.running or _is_done(fit)):
-                return fit.control.adopt(identity)
+                adopted = fit.control.adopt(identity)
+                if adopted:
+                    fit.supervisor = supervisor
+                return adopted
             if fit is not None and fit.running:
                 return False
             self._assisting = None
-            self._fit = _RunningFit(job, identity)
+            self._fit = _RunningFit(job, identity, supervisor)
             return True
 
-    def wait(self, work: str, attempt: int, term: int, timeout_s: float) -> str:
+    def wait(self, work: str, attempt: int, term: int, supervisor: str, timeout_s: float) -> str:
         """What there is to hear of the fit after `timeout_s` or at its end, as `FitNews` JSON. Calling it keeps the fit
         wanted.
 
@@ -152,7 +158,9 @@ class Trainer:
         fit = self._mine(work, attempt, term)
         fit.ended.wait(timeout_s)
         self._used_at_s = time.monotonic()
-        fit.control.hear(Identity(attempt, term))
+        self._mine(work, attempt, term)  # it may have been adopted meanwhile
+        if fit.supervisor != supervisor:
+            return FitNews(relieved=True).model_dump_json()
         ended = not fit.running  # first: whatever was said by then is told with it
         assert fit.returned is not None or not ended  # noqa: S101
         news = FitNews(said=fit.take_said(), returned=fit.returned if ended else None)

@@ -75,6 +75,7 @@ def parse(arguments: Sequence[str] | None) -> Arguments:
     parser.add_argument("--notice", type=float, default=default.notice_s, help="seconds between notice and kill")
     parser.add_argument("--interval", type=float, default=default.checkpoint_interval_s, help="between checkpoints")
     parser.add_argument("--stage-wait", type=float, default=default.stage_within_s, help="seconds for a job's stage")
+    parser.add_argument("--calm", type=float, default=default.calm_s, help="seconds of peace after each fault")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     given = parser.parse_args(arguments)
     names = given.targets.replace(",", " ").split()
@@ -89,6 +90,7 @@ def parse(arguments: Sequence[str] | None) -> Arguments:
         stage_within_s=given.stage_wait,
         outage_s=given.outage,
         notice_s=given.notice,
+        calm_s=given.calm,
     )
     return Arguments(int(given.kills or 12), int(given.seed or 1), targets, options, given.output)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ray_cluster.train import fit
+from ray_cluster.train import finished
 from services.contracts.ids import JobId
 from tests.chaos.fits import LONG, epochs, next_recovery, running_trainer, saved, versions
 from tests.cluster.attempts import Attempts, wait_until
@@ -69,14 +69,14 @@ def test_a_driver_that_wakes_after_its_attempt_was_given_up_publishes_nothing(
     first = attempts.start(job)
     wait_until(lambda: epochs(attempts, job))
     first.send_signal(signal.SIGSTOP)
-    wait_until(lambda: fit.find_fine_tuned(attempts.store, job))
+    wait_until(lambda: finished.find_network(attempts.store, job))
     attempts.fence(job, 2)
     os.kill(first.pid, signal.SIGCONT)
     assert first.wait(120) == 1
     assert attempts.outcome(job, 1) is None
     assert versions(attempts, "woken-driver") == []
     assert attempts.run(job, 2) == 0, attempts.log(job, 2)
-    finished = fit.find_fine_tuned(attempts.store, job)
-    assert finished is not None
-    assert attempts.model(job, 2).tail_sha256 == finished[1].sha256()
+    found = finished.find_network(attempts.store, job)
+    assert found is not None
+    assert attempts.model(job, 2).tail_sha256 == found[1].sha256()
     assert versions(attempts, "woken-driver") == ["v1"]

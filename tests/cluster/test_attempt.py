@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ray_cluster.train import fit
+from ray_cluster.train import finished
 from ray_cluster.vision.tails import Tail
 from services.contracts import names
 from services.contracts.backbones import BackboneName
@@ -103,7 +103,7 @@ def test_a_job_whose_driver_is_killed_twice_ends_with_the_same_bits(
     wait_until(lambda: attempts.has_begun(job, 1, Stage.FIT))
     kill(first)
     second = attempts.start(job, 2)
-    wait_until(lambda: fit.find_finished(attempts.store, job))
+    wait_until(lambda: finished.find_head(attempts.store, job))
     kill(second)
     assert attempts.run(job, 3) == 0, attempts.log(job, 3)
     assert attempts.outcome(job, 1) is None

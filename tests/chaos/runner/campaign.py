@@ -12,7 +12,7 @@ from services.contracts.ids import DatasetId
 from services.contracts.jobs import JobState, TrainingJob
 from tests.chaos.runner import jobs as chaos_jobs
 from tests.chaos.runner.deployment import Deployment
-from tests.chaos.runner.faults import Fault, Scene, Struck, fault_for, replace_lost_nodes
+from tests.chaos.runner.faults import Fault, Scene, Struck, fault_for, replace_ended_nodes, replace_killed_nodes
 from tests.chaos.runner.jobs import Work
 from tests.chaos.runner.measure import Window, counted, effect
 from tests.chaos.runner.report import Ended, Felt, Results
@@ -46,6 +46,8 @@ class Options:
     """How long a strike waits for a job in its stage, before any job that trains will do."""
     outage_s: float = 60.0
     notice_s: float = 30.0
+    calm_s: float = 0.0
+    """Between a strike that is overcome and the wait for the next: time for standbys to load."""
 
 
 @dataclass(slots=True)
@@ -124,7 +126,7 @@ class Campaign:
         scene, victim = self._find(fault, strike, preferred)
         began_s = time.monotonic()
         struck = fault.strike(victim, scene)
-        replace_lost_nodes(self.deployment)
+        replace_ended_nodes(self.deployment)
         self.struck.append((strike, struck))
         self.say(
             f"{strike.number:4d}  {strike.target} {strike.manner}: {struck.victim}"
@@ -132,6 +134,8 @@ class Campaign:
             f" back after {time.monotonic() - began_s:.1f} s"
         )
         self._await_step(struck)
+        replace_killed_nodes(self.deployment)
+        time.sleep(self.options.calm_s)
 
     def _await_stage(self, strike: Strike) -> WatchedJob | None:
         """A job in the strike's stage, or one that trains where none gets there in time."""

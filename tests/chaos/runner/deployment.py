@@ -108,6 +108,8 @@ class Deployment:
     gateways: list[Gateway]
     reference: Gateway
     """Has a bucket prefix and a database of its own, for the undisturbed runs. Not started."""
+    node_count: int
+    """Spot nodes at the beginning."""
     control: Node
     _until_the_end: contextlib.ExitStack
     _metadata: dict[str, FakeImds] = field(default_factory=dict[str, FakeImds])
@@ -192,7 +194,7 @@ def deployment(*, nodes: int = 3, max_running_jobs: int = 2) -> Iterator[Deploym
         ]
         sqlite_url = f"sqlite+aiosqlite:///{folder / 'reference.db'}"
         reference = gateway("reference", gateway_ports[2], sqlite_url, "reference")
-        running = Deployment(folder, ray, postgres, database, s3, gateways, reference, control, stack)
+        running = Deployment(folder, ray, postgres, database, s3, gateways, reference, nodes, control, stack)
         for _ in range(nodes):
             running.add_node()
         yield running

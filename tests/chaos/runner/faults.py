@@ -128,7 +128,7 @@ class DriverFault:
 
 @dataclass(frozen=True, slots=True)
 class NodeFault:
-    """A spot node, without notice; one with a fit on it where there is one."""
+    """A spot node, without notice; one with a fit on it where there is one. What replaces it comes later."""
 
     def find(self, scene: Scene) -> Node | None:
         return _node_to_strike(scene)
@@ -136,7 +136,6 @@ class NodeFault:
     def strike(self, victim: Node, scene: Scene) -> Struck:
         began_at = utc_now()
         scene.deployment.ray.kill_node(victim)
-        scene.deployment.add_node()
         return Struck(victim.name, began_at, began_at)
 
 
@@ -246,12 +245,18 @@ class PostgresFault:
         return _outage(victim, scene.deployment.postgres.stop, scene.deployment.postgres.start, RESTART_S)
 
 
-def replace_lost_nodes(deployment: Deployment) -> None:
+def replace_ended_nodes(deployment: Deployment) -> None:
     """Replaces machines whose raylet has ended, as an autoscaler would: after its head was lost for long, one may."""
     for node in list(deployment.ray.nodes):
         if not deployment.ray.processes(Role.RAYLET, node):
             deployment.ray.kill_node(node)
             deployment.add_node()
+
+
+def replace_killed_nodes(deployment: Deployment) -> None:
+    """Brings as many nodes as there were: minutes after the kill in real life, and never on the others' cores."""
+    while len(deployment.ray.nodes) < deployment.node_count:
+        deployment.add_node()
 
 
 def _outage(victim: str, stop: Callable[[], None], start: Callable[[], None], outage_s: float) -> Struck:
