@@ -39,7 +39,8 @@ from services.runtime.objects import ObjectStore, open_store
 LOOK_S = 1.0
 """How often it looks after the fit: for notices, helpers and standbys. The fit's end and loss are seen at once."""
 STANDBY_AFTER_S = 5.0
-"""A fit that ends sooner gets no standby on its own node: to load one takes longer than the fit."""
+"""A fit that ends sooner gets no standby beyond the one that was loaded with the job's first stages: to load one takes
+longer than the fit, and, where cores are shared, time from the fit's own first steps."""
 RAY_TRAIN_AFTER_S = 30.0
 """A fit that ends sooner is left to the driver alone: Ray Train's six processes need 30 s of a core to start."""
 START_S = 2.0
@@ -268,12 +269,12 @@ class Supervisor:
         return staying[0] if staying else None
 
     def _keep_standby(self, leader: KnownTrainer, draining: Collection[str], lasted_s: float) -> None:
-        """On another node than the leader's, which may be lost as a whole. Where there is no other, on the same, and
-        not for a short fit: to load it takes computing time from it."""
+        """On another node than the leader's, which may be lost as a whole; where there is no other, on the same."""
+        if lasted_s < self._standby_after_s:
+            return
         gone_with_it = {leader.view.node_id, *draining}
         others = [node_id for node_id in self._capacity.nodes(trainers.CPUS) if node_id not in gone_with_it]
-        if others or lasted_s >= self._standby_after_s:
-            trainers.keep_warm(self._capacity.place, gone_with_it if others else draining, others)
+        trainers.keep_warm(self._capacity.place, gone_with_it if others else draining, others)
 
     def _gather(self) -> None:
         """Waits until as many trainers as the spec asks for at least, the leader included, could begin."""

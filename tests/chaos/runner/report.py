@@ -99,7 +99,7 @@ def table(report: Mapping[str, Any]) -> str:
             f"| {target} | {row['kills']} | {row['jobs_hit']} | {row['restarted']} | {row['steps_redone_max']} "
             f"| {_shown(recovery['p50'])} / {_shown(recovery['p95'])} |"
         )
-    recovery = report["recovery_s"]
+    recovery, beyond = report["recovery_s"], report["beyond_detection_s"]
     parts = ", ".join(
         f"{name.replace('_', ' ')} {_shown(part['p50'])} / {_shown(part['p95'])} s"
         for name, part in report["recovery_breakdown_s"].items()
@@ -108,7 +108,8 @@ def table(report: Mapping[str, Any]) -> str:
         f"\n{report['kills']} strikes, {report['jobs_finished']} of {report['jobs']} jobs finished, "
         f"{report['bit_identical']} bit-identical, {report['duplicate_jobs']} duplicates, "
         f"at most {report['steps_redone_max']} steps redone, recovery p50 {_shown(recovery['p50'])} s, "
-        f"p95 {_shown(recovery['p95'])} s. Where training went on elsewhere, p50 / p95: {parts}."
+        f"p95 {_shown(recovery['p95'])} s. Where training went on elsewhere, p50 / p95: "
+        f"{_shown(beyond['p50'])} / {_shown(beyond['p95'])} s beyond its detection; {parts}."
     )
     return "\n".join(rows)
 
@@ -123,12 +124,20 @@ def _measured(effects: Sequence[Effect]) -> dict[str, Any]:
     return {
         "steps_redone_max": max((effect.steps_redone for effect in effects), default=0),
         "recovery_s": _percentiles(effect.recovery_s for effect in effects),
+        "beyond_detection_s": _percentiles(_beyond_detection(effect) for effect in effects),
         "recovery_breakdown_s": {
             "detected": _percentiles(effect.detected_s for effect in effects),
             "trainer_there": _percentiles(effect.trainer_s for effect in effects),
             "first_step": _percentiles(effect.first_step_s for effect in effects),
         },
     }
+
+
+def _beyond_detection(effect: Effect) -> float | None:
+    """From the moment when the loss was known, or from the fault where nobody was left to know it."""
+    if not effect.restarted or effect.recovery_s is None:
+        return None
+    return effect.recovery_s - (effect.detected_s or 0.0)
 
 
 def _percentiles(values: Iterable[float | None]) -> dict[str, float | None]:

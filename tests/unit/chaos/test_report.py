@@ -28,14 +28,22 @@ def test_the_report_has_the_promised_keys_and_numbers() -> None:
         "duplicate_jobs",
         "steps_redone_max",
         "recovery_s",
+        "beyond_detection_s",
         "recovery_breakdown_s",
         "by_target",
     ]
     assert (report["kills"], report["jobs"], report["jobs_finished"], report["bit_identical"]) == (2, 2, 2, 2)
     assert report["recovery_s"] == {"p50": 4.0, "p95": 4.0}
+    assert report["beyond_detection_s"] == {"p50": 3.0, "p95": 3.0}
     assert report["steps_redone_max"] == 20
     assert report["by_target"]["spot_notice"]["steps_redone_max"] == 1
     assert "| trainer | 1 | 1 | 1 | 20 | 4.0 / 4.0 |" in table(report)
+
+
+def test_where_nobody_could_tell_of_the_loss_all_of_it_counts() -> None:
+    unseen, went_on = replace(RESTARTED, detected_s=None), replace(RESTARTED, restarted=False, recovery_s=99.0)
+    report = as_json(replace(GOOD, felt=(replace(KILLED, effects=(unseen, went_on)),)))
+    assert report["beyond_detection_s"] == {"p50": 4.0, "p95": 4.0}
 
 
 def test_good_results_break_nothing() -> None:
