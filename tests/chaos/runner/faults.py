@@ -128,7 +128,7 @@ class DriverFault:
 
 @dataclass(frozen=True, slots=True)
 class NodeFault:
-    """A spot node, without notice; one with a fit on it where there is one. What replaces it comes later."""
+    """A spot node, without notice; one with a fit on it where there is one."""
 
     def find(self, scene: Scene) -> Node | None:
         return _node_to_strike(scene)
@@ -151,7 +151,6 @@ class ZombieFault:
         began_at = utc_now()
         ray.freeze_node(victim)
         frozen_at = utc_now()
-        scene.deployment.add_node()
 
         def moved_on() -> bool:
             with contextlib.suppress(httpx2.HTTPError):
@@ -168,7 +167,7 @@ class ZombieFault:
 
 @dataclass(frozen=True, slots=True)
 class SpotFault:
-    """A spot node that gets notice, and is killed at the deadline. A replacement comes meanwhile."""
+    """A spot node that gets notice, and is killed at the deadline."""
 
     def find(self, scene: Scene) -> Node | None:
         return _node_to_strike(scene)
@@ -176,7 +175,6 @@ class SpotFault:
     def strike(self, victim: Node, scene: Scene) -> Struck:
         began_at, began_s = utc_now(), time.monotonic()
         scene.deployment.give_notice(victim, scene.notice_s)
-        scene.deployment.add_node()
         time.sleep(max(0.0, scene.notice_s - (time.monotonic() - began_s)))
         scene.deployment.ray.kill_node(victim)
         return Struck(victim.name, began_at, began_at)
