@@ -37,7 +37,7 @@ from services.runtime.settings import Settings
 READY_WITHIN_S = 180.0
 POLL_S = 0.2
 PROBE_TIMEOUT_S = 5.0
-GATEWAY_STOP_S = 6.0
+GATEWAY_STOP_S = 10.0
 RAY_STOP_S = 8.0
 LEFTOVER_GRACE_S = 1.5
 

@@ -35,7 +35,8 @@ JOBS_AT_A_TIME = 16
 SERVE_INTERVAL_S = 5.0
 COPIES_INTERVAL_S = 600.0
 KEYS_KEPT = timedelta(days=7)
-RELEASE_TIMEOUT_S = 3.0
+RELEASE_TIMEOUT_S = 8.0
+"""Less than whoever stops a gateway waits for it; a lease that is kept ends by itself, but that takes longer."""
 BASE_MAX_ATTEMPTS = 3
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
