@@ -108,19 +108,19 @@ class Bench:
 
     def begin(self) -> None:
         """The stack's very first job, on `images`: it builds the trunk, once for all jobs, and starts Serve."""
-        self.first = self.product.train(self.images, self._seed(0))
+        self.first = self.product.train(self.images, self.seed(0))
 
     def scratch(self, number: int) -> JobRun:
         """The round's job on `images` with nothing known of them; several pairs compare with the same run."""
         if number not in self._scratch:
             own = images.link(self.images, self._folder_of(number))
-            self._scratch[number] = self.product.train(own, self._seed(number))
+            self._scratch[number] = self.product.train(own, self.seed(number))
         return self._scratch[number]
 
     def grown(self, number: int, image_count: int) -> JobRun:
         """The same user's next job, right after `scratch`: images were added to the dataset, up to so many."""
         more = images.link(self.image_set(image_count), self._folder_of(number))
-        return self.product.train(more, self._seed(number), again=True)
+        return self.product.train(more, self.seed(number), again=True)
 
     def _folder_of(self, number: int) -> Path:
         return self.folder / f"round-{number}"
@@ -128,14 +128,15 @@ class Bench:
     def keras_timed(self, number: int, epochs: int, *, cut: str = POOLED) -> KerasRun:
         """The round's training in Keras on `images`; what is above the cut is trained."""
         began_s = time.monotonic()
-        fitted = self._keras("timed", (self._seed(number),), epochs, cut)
+        fitted = self._keras("timed", (self.seed(number),), epochs, cut)
         return KerasRun(**fitted, process_s=time.monotonic() - began_s)
 
     def keras_accuracies(self, epochs: int) -> list[list[float]]:
         """On the test images, for each seed after each epoch."""
         return self._keras("accuracy", self.setting.seeds, epochs, POOLED)
 
-    def _seed(self, number: int) -> int:
+    def seed(self, number: int) -> int:
+        """The round's."""
         return self.setting.seeds[number % len(self.setting.seeds)]
 
     def _keras(self, what: str, seeds: tuple[int, ...], epochs: int, cut: str) -> Any:

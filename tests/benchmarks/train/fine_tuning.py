@@ -6,7 +6,7 @@ from statistics import median
 from services.contracts.jobs import Stage
 from tests.benchmarks.train.arithmetic import epochs_total_s, speedup
 from tests.benchmarks.train.bench import Bench, KerasRun
-from tests.benchmarks.train.head import COMPUTED, compute_s
+from tests.benchmarks.train.head import COMPUTED, compute_s, keras_walls_s
 from tests.benchmarks.train.product import JobRun
 from tests.benchmarks.train.report import Figure, Finding, Table
 
@@ -26,14 +26,13 @@ class FineTuningPair:
         self._theirs: list[KerasRun] = []
 
     def measure(self, number: int) -> None:
-        seed = self._bench.setting.seeds[number % len(self._bench.setting.seeds)]
         self._theirs.append(self._bench.keras_timed(number, KERAS_EPOCHS, cut=f"top_blocks:{BLOCKS}"))
-        self._ours.append(self._bench.product.train(self._bench.images, seed, spec=SPEC))
+        self._ours.append(self._bench.product.train(self._bench.images, self._bench.seed(number), spec=SPEC))
 
     def finding(self) -> Finding:
         theirs_s = [epochs_total_s(run.epochs_s, EPOCHS) for run in self._theirs]
         ours_s = [compute_s(run) + run.stages[Stage.FINE_TUNE].compute_s for run in self._ours]
-        walls_s = [run.start_s + total_s for run, total_s in zip(self._theirs, theirs_s, strict=True)]
+        walls_s = keras_walls_s(self._theirs, EPOCHS)
         answers_s = [run.answered_s for run in self._ours]
         parts = [*COMPUTED, Stage.FINE_TUNE]
         return Finding(

@@ -93,9 +93,9 @@ def first_job_figures(first: JobRun | None, theirs: Sequence[KerasRun]) -> list[
     ]
 
 
-def keras_walls_s(theirs: Sequence[KerasRun]) -> list[float]:
-    """Of 10 epochs, the process' start included."""
-    return [run.start_s + epochs_total_s(run.epochs_s, EPOCHS[0]) for run in theirs]
+def keras_walls_s(theirs: Sequence[KerasRun], epochs: int = EPOCHS[0]) -> list[float]:
+    """Of so many epochs, the process' start included."""
+    return [run.start_s + epochs_total_s(run.epochs_s, epochs) for run in theirs]
 
 
 def accuracy_figures(ours: Sequence[float], theirs: Sequence[Sequence[float]]) -> list[Figure]:

@@ -19,8 +19,7 @@ class SearchPair:
         self._many: list[JobRun] = []
 
     def measure(self, number: int) -> None:
-        seed = self._bench.setting.seeds[number % len(self._bench.setting.seeds)]
-        product, images = self._bench.product, self._bench.images
+        product, images, seed = self._bench.product, self._bench.images, self._bench.seed(number)
         self._one.append(product.train(images, seed, keep_features=True))
         self._many.append(product.train(images, seed, keep_features=True, spec={"weight_decay": "auto"}))
 
