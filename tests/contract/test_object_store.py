@@ -107,7 +107,7 @@ def test_unusual_names(store: ObjectStore, key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["", "/a", "a/", "a//b", "../a", "a/../b", "./a", "a/.", "a\0b", "a\nb", "\ud800", ".rekindle-store/lock"]
+    "key", ["", "/a", "a/", "a//b", "../a", "a/../b", "./a", "a/.", "a\0b", "a\nb", "\ud800", ".rekindle-store/locks/1"]
 )
 def test_bad_keys_are_refused(store: ObjectStore, key: str) -> None:
     with pytest.raises(CallerError):

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx2
 
 START_TIMEOUT_S = 90
+LOG_SHOWN_CHARACTERS = 8000
 
 
 def _free_port() -> int:
@@ -102,6 +103,10 @@ def gateways(
         for gateway in started:
             gateway.wait_ready()
         yield started
+    except BaseException:
+        for gateway in started:  # pytest shows it with the failure
+            print(f"--- the end of {gateway.log}\n{gateway.log.read_text()[-LOG_SHOWN_CHARACTERS:]}")
+        raise
     finally:
         for gateway in started:
             gateway.kill()

@@ -1,7 +1,6 @@
-"""Writes to a local file system that survive a crash, and a lock between processes."""
+"""Writes to a local file system that survive a crash."""
 
 import errno
-import fcntl
 import os
 import secrets
 import stat
@@ -13,51 +12,10 @@ from typing import BinaryIO
 
 from services.contracts.errors import CallerError, ObjectStoreUnavailable, RekindleError, SourceUnreadable
 
-LOCK_TIMEOUT_S = 30.0
-"""How long a writer waits for the others. They hold the lock for one rename, so more means one was stopped."""
-
 STALE_AFTER_S = 3600.0
 """Unfinished files that nobody wrote to for this long were left by a killed writer."""
 
 _COPY_BYTES = 1024 * 1024
-_POLL_S = 0.002
-_MAX_POLL_S = 0.05
-
-
-@contextmanager
-def exclusive(lock_file: Path) -> Generator[None]:
-    """Holds a lock that excludes every other thread and process; the kernel releases it when the holder dies.
-
-    The file is made where it is missing and never removed: removing it would let two holders in.
-    Raises `ObjectStoreUnavailable` when the lock is not free within `LOCK_TIMEOUT_S`.
-    """
-    # flock and not lockf: it belongs to the open file, so it also excludes threads of the same process.
-    handle = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        _acquire(handle, lock_file)
-        try:
-            yield
-        finally:
-            fcntl.flock(handle, fcntl.LOCK_UN)
-    finally:
-        os.close(handle)
-
-
-def _acquire(handle: int, lock_file: Path) -> None:
-    deadline = time.monotonic() + LOCK_TIMEOUT_S
-    pause_s = _POLL_S
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise ObjectStoreUnavailable(
-                    f"another process has held {lock_file} for {LOCK_TIMEOUT_S:.0f} s: is a writer stopped?"
-                ) from None
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 1.5, _MAX_POLL_S)
-        else:
-            return
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """An object store in a local folder: one file per object, atomic and crash-safe writes.
 
-Unfinished writes and the lock live in a hidden folder below the root, made by the first write: a store that is only
+Unfinished writes and the locks live in a hidden folder below the root, made by the first write: a store that is only
 read never changes its folder. Conditional writes are exact between all processes that use the same root.
+A writer that is stopped in the middle of a write does not keep the others waiting (see `turns`).
 """
 
 import os
@@ -17,6 +18,7 @@ from services.contracts.errors import CallerError, NotFound, SourceUnreadable
 from services.runtime.objects import durable, keys
 from services.runtime.objects.local_listing import LocalListing, is_inside
 from services.runtime.objects.protocol import Folder, ObjectInfo, StoredObject
+from services.runtime.objects.turns import Turns, overtaken
 
 
 def info_of(key: str, found: os.stat_result) -> ObjectInfo:
@@ -38,7 +40,8 @@ class LocalStore:
         self._root = Path(os.path.realpath(root))
         self._own = self._root / keys.RESERVED_SEGMENT
         self._unfinished = self._own / "unfinished"
-        self._lock_file = self._own / "lock"
+        self._locks = self._own / "locks"
+        self._turns = Turns(self._locks)
         durable.remove_stale_files(self._unfinished)
 
     def __repr__(self) -> str:
@@ -176,8 +179,7 @@ class LocalStore:
             return None  # no need to write what cannot win
         what = f"writing {self._name(key)}"
         with durable.explained(what):
-            for folder in durable.make_folders(self._unfinished):
-                durable.flush_folder(folder)
+            self._make_own_folders()
         with durable.unfinished_file(self._unfinished, what) as (unfinished, file):
             fill(file)
             with durable.explained(what):
@@ -193,7 +195,7 @@ class LocalStore:
         self, unfinished: Path, file: BinaryIO, target: Path, *, if_absent: bool, if_match: str | None
     ) -> Sequence[Path] | None:
         """Gives the file its name if the condition holds. Returns the folders to flush, or None."""
-        with durable.exclusive(self._lock_file):
+        with self._turns.turn(unfinished) as staged:
             try:
                 old = target.stat()
             except (FileNotFoundError, NotADirectoryError):
@@ -202,14 +204,18 @@ class LocalStore:
                 return None
             changed = durable.make_folders(target.parent)
             _stamp(file, old)
-            if if_absent:
-                # A hard link fails where the name exists, so there is one winner even where locks do not work.
-                try:
-                    os.link(unfinished, target)
-                except FileExistsError:
-                    return None
-            else:
-                unfinished.replace(target)
+            try:
+                if if_absent:
+                    # A hard link fails where the name exists, so there is one winner even where locks do not work.
+                    os.link(staged, target)
+                else:
+                    staged.replace(target)
+            except FileExistsError:
+                return None
+            except FileNotFoundError:
+                if staged.exists():
+                    raise  # somebody removed the folder
+                raise overtaken() from None
         return [target.parent, *changed]
 
     def _delete(self, key: str) -> None:
@@ -222,9 +228,8 @@ class LocalStore:
         ):
             return
         try:
-            for folder in durable.make_folders(self._own):
-                durable.flush_folder(folder)
-            with durable.exclusive(self._lock_file):
+            self._make_own_folders()
+            with self._turns.turn():
                 target.unlink(missing_ok=True)
                 remaining = self._remove_empty_folders(target.parent)
             durable.flush_folder(remaining)
@@ -232,6 +237,11 @@ class LocalStore:
             return  # a folder is not an object
         except OSError as error:
             raise durable.explain(error, f"deleting {self._name(key)}") from error
+
+    def _make_own_folders(self) -> None:
+        for needed in (self._unfinished, self._locks):
+            for folder in durable.make_folders(needed):
+                durable.flush_folder(folder)
 
     def _remove_empty_folders(self, folder: Path) -> Path:
         """Removes the folder and those above it while they are empty. Returns the first that stays."""

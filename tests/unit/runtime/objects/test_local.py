@@ -192,7 +192,7 @@ def test_names_too_long_for_a_file_are_refused(root: Path, key: str) -> None:
     assert LocalStore(root).put("é" * 127, b"1") is not None
 
 
-@pytest.mark.parametrize("key", ["file/", "folder//a", OWN, f"{OWN}/lock"])
+@pytest.mark.parametrize("key", ["file/", "folder//a", OWN, f"{OWN}/locks/1"])
 def test_other_spellings_of_a_path_reach_nothing(root: Path, key: str) -> None:
     store = LocalStore(root)
     store.put("file", b"1")
@@ -202,7 +202,7 @@ def test_other_spellings_of_a_path_reach_nothing(root: Path, key: str) -> None:
         store.get(key)
     store.delete([key])
     assert keys_of(store) == ["file", "folder/a"]
-    assert (root / OWN / "lock").exists()
+    assert (root / OWN / "locks" / "1").exists()
 
 
 # --- the store's own files ---
