@@ -23,7 +23,7 @@ from ray_cluster.train.dispatch import Parallelism
 from ray_cluster.train.evaluate_stage import run_evaluate
 from ray_cluster.train.failures import classify
 from ray_cluster.train.fence import check_fence
-from ray_cluster.train.finished import find_head
+from ray_cluster.train.finished import find_head, find_network
 from ray_cluster.train.reporter import Reporter
 from services.contracts import names
 from services.contracts.base import utc_now
@@ -94,7 +94,7 @@ def run_attempt(store: ObjectStore, arguments: Arguments) -> PublishedModel:
 
 
 def train(context: AttemptContext) -> ModelManifest:
-    """The story of a training run. The trunk is built, and a trainer loads, while preflight reads the images."""
+    """The story of a training run. The trunk is built, and trainers start, while preflight reads the images."""
     spec, source_uri = context.record.spec, context.record.source_uri
     if spec is None or source_uri is None:
         raise InternalError(f"job {context.record.job_id} is to train and says not what, or on what")
@@ -104,8 +104,10 @@ def train(context: AttemptContext) -> ModelManifest:
         cut = "input" if spec.train == "all" else spec.train
         pending.append(stages.PendingTrunk(context, recipe.model_copy(update={"cut": cut})))
     # One that no node could take would outlive the job and ask for a machine for nobody.
-    if find_head(context.store, context.record.job_id) is None:
-        trainers.prepare(context.capacity.place, context.capacity.nodes(trainers.CPUS))
+    find_trained = find_network if spec.fine_tunes else find_head
+    if find_trained(context.store, context.record.job_id) is None:
+        place, nodes = context.capacity.place, context.capacity.nodes(trainers.CPUS)
+        trainers.prepare(place, nodes, tensorflow=spec.fine_tunes)
     manifest = stages.run_preflight(context, spec, source_uri)
     pooled, *cuts = stages.run_features(context, spec, source_uri, manifest, pending)
     trained = stages.run_fit(context, spec, source_uri, manifest, pooled)

@@ -2,9 +2,19 @@
 
 from collections.abc import Sequence
 
+import keras
 import numpy as np
 
-from ray_cluster.train import checkpoints, fine_tune_loop, fine_tune_state, fit_data, fit_state, head_recipe
+from ray_cluster.train import (
+    checkpoints,
+    fine_tune_loop,
+    fine_tune_state,
+    fingerprints,
+    fit_data,
+    fit_state,
+    head_recipe,
+    tensorflow_runtime,
+)
 from ray_cluster.train.checkpoints import Checkpoint, Snapshot
 from ray_cluster.train.features import FeatureIndex
 from ray_cluster.train.fine_tune_data import CachedExamples, DecodedExamples, Examples
@@ -16,7 +26,7 @@ from ray_cluster.train.shards import ShardMap, ShardResult, ShardTask
 from ray_cluster.vision.uppers import export_tail, load_upper
 from services.contracts.datasets import DatasetManifest, Split
 from services.contracts.errors import InternalError
-from services.contracts.models import TrunkManifest
+from services.contracts.models import Fingerprint, TrunkManifest
 from services.runtime.objects import ObjectStore, open_store
 
 
@@ -29,6 +39,11 @@ class FineTuneLoop:
         self._settings = settings
         self._head = head
         self._base_step = base_step
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """See `TrainingLoop.fingerprint`."""
+        return tensorflow_runtime.of_tensorflow()
 
     def compute(self, task: ShardTask, shard: int) -> ShardResult:
         """See `TrainingLoop.compute`."""
@@ -55,9 +70,16 @@ class FineTuneLoop:
         head = self._problem.finish(state.best_params_P)
         return fine_tune_state.finished_snapshot(state, self._head, export_tail(self._problem.upper, head))
 
+    def close(self) -> None:
+        """See `TrainingLoop.close`."""
+        keras.backend.clear_session()
+
 
 def load(store: ObjectStore, job: FitJob, map_shards: ShardMap) -> FineTuneLoop:
     """Reads the fitted head, the pretrained network above the cut, and what it is trained on."""
+    fingerprints.make_deterministic()
+    tensorflow_runtime.make_deterministic()
+    keras.utils.set_random_seed(0)  # another job may have left it elsewhere
     checkpoint = checkpoints.load_newest(store, job.job_id)
     head = None if checkpoint is None else fit_state.finished_head(checkpoint)
     if checkpoint is None or head is None or job.cut_trunk is None:

@@ -1,5 +1,5 @@
-"""A job's fit, or its fine-tuning, in a trainer. Imports TensorFlow: never import this from the driver or the
-supervisor. What is trained, and how, is a `TrainingLoop`; this module runs it.
+"""A job's fit, or its fine-tuning, in a trainer. What is trained, and how, is a `TrainingLoop`; this module runs it.
+TensorFlow loads here, and for fine-tuning only.
 
 Resumes from the job's newest checkpoint, whichever attempt and trainer wrote it, else begins. Writes checkpoints in
 the interval that the spec asks for, and after every step that takes long; the last one, which holds the finished
@@ -11,20 +11,15 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
-from importlib.metadata import version
 from typing import Any, Generic
 
-import keras
-import tensorflow as tf
-
-from ray_cluster.train import checkpoints, fine_tune, head_loop, keras_problem
+from ray_cluster.train import checkpoints, head_loop
 from ray_cluster.train.background import Background
 from ray_cluster.train.checkpoints import Checkpoint, CheckpointWriter, Snapshot, WriterFault
 from ray_cluster.train.failures import classify
 from ray_cluster.train.finished import is_finished
 from ray_cluster.train.fit_control import FitControl, Identity, Order
 from ray_cluster.train.fit_job import FitEnd, FitJob, FitReturn
-from ray_cluster.train.keras_problem import THREADS, device_name, make_deterministic
 from ray_cluster.train.reporter import Reporter
 from ray_cluster.train.shards import ShardMap, compute_here
 from ray_cluster.train.training_loop import LoopState, State, TrainingLoop
@@ -33,7 +28,6 @@ from services.contracts.base import utc_now
 from services.contracts.errors import Fenced
 from services.contracts.ids import JobId
 from services.contracts.jobs import Fence, Recovery, Stage
-from services.contracts.models import Fingerprint
 from services.runtime.objects import ObjectStore, open_store
 
 LONG_STEP_S = 5.0
@@ -56,10 +50,11 @@ class _Stopped(Exception):
         self.end = end
 
 
-def warm_up() -> None:
-    """Fixes what this process computes, and runs TensorFlow once: its first operation takes longer than all others."""
-    make_deterministic()
-    keras_problem.warm_up()
+def load_tensorflow() -> None:
+    """What fine-tuning needs, so that it need not wait for it later. Seconds, the first time."""
+    from ray_cluster.train import tensorflow_runtime  # noqa: PLC0415 - TensorFlow
+
+    tensorflow_runtime.make_deterministic()
 
 
 def run(
@@ -74,16 +69,17 @@ def run(
         _log.warning("the fit ends", exc_info=True)
         failure = classify(error)
         return FitReturn(end=FitEnd.GIVEN_UP if failure is None else FitEnd.FAILED, failure=failure)
-    finally:
-        keras.backend.clear_session()  # the process goes on to other jobs
     return FitReturn(end=FitEnd.DONE)
 
 
 def load(job: FitJob, map_shards: ShardMap = compute_here) -> TrainingLoop[Any]:
     """Reads what the job's stage trains on, and sets it up. The same in every trainer of the job."""
-    keras.utils.set_random_seed(0)  # nothing draws a number; TensorFlow insists on a seed all the same
     store = open_store(job.bucket_uri)
-    return (fine_tune if job.stage is Stage.FINE_TUNE else head_loop).load(store, job, map_shards)
+    if job.stage is not Stage.FINE_TUNE:
+        return head_loop.load(store, job, map_shards)
+    from ray_cluster.train import fine_tune  # noqa: PLC0415 - TensorFlow
+
+    return fine_tune.load(store, job, map_shards)
 
 
 class _Fit(Generic[State]):
@@ -94,7 +90,6 @@ class _Fit(Generic[State]):
         store: ObjectStore,
         job: FitJob,
         control: FitControl,
-        fingerprint: Fingerprint,
         loop: TrainingLoop[State],
         say: Callable[[str], None],
         began_at: datetime,
@@ -103,7 +98,7 @@ class _Fit(Generic[State]):
         self._loop = loop
         self._job = job
         self._control = control
-        self._fingerprint = fingerprint
+        self._fingerprint = loop.fingerprint
         self._say = say
         self._reporting_for = control.identity
         self._reporter = self._reporter_for(control.identity)
@@ -227,14 +222,7 @@ def _fit(job: FitJob, control: FitControl, map_shards: ShardMap, say: Callable[[
     if is_finished(checkpoint, job.stage):
         return
     loop = load(job, map_shards)
-    fingerprint = Fingerprint(
-        device=device_name(),
-        trunk_engine=f"litert-{version('ai-edge-litert')}",
-        tensorflow=tf.__version__,
-        keras=keras.__version__,
-        threads=THREADS,
-    )
-    fit = _Fit(store, job, control, fingerprint, loop, say, began_at)
+    fit = _Fit(store, job, control, loop, say, began_at)
     try:
         state = fit.resume(checkpoint) or loop.begin()
         while not state.done:
@@ -243,6 +231,7 @@ def _fit(job: FitJob, control: FitControl, map_shards: ShardMap, say: Callable[[
         fit.writer.save_now(loop.finish(state), None)
     finally:
         fit.end()
+        loop.close()
 
 
 def _goes_on_without(store: ObjectStore, job_id: JobId, attempt: int) -> bool:

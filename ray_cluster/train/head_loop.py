@@ -1,19 +1,20 @@
-"""The fit of a head as a loop that a trainer runs. Imports TensorFlow."""
+"""The fit of a head as a loop that a trainer runs."""
 
 import numpy as np
 
-from ray_cluster.train import calibration, fit_data, fit_loop, fit_state, head_recipe
+from ray_cluster.train import calibration, fingerprints, fit_data, fit_loop, fit_state, head_recipe
 from ray_cluster.train.checkpoints import Checkpoint, Snapshot
 from ray_cluster.train.features import FeatureIndex
 from ray_cluster.train.fit_job import FitJob
 from ray_cluster.train.fit_loop import FitSettings, FitState, Phase
 from ray_cluster.train.head_recipe import Standardisation
-from ray_cluster.train.keras_problem import HeadProblem, Rows
 from ray_cluster.train.lbfgs import Vector
 from ray_cluster.train.shards import ShardMap, ShardResult, ShardTask
+from ray_cluster.train.softmax_problem import HeadProblem, Rows
 from ray_cluster.vision.tails import Tail
 from ray_cluster.vision.verified import read_verified
 from services.contracts.datasets import DatasetManifest, Split
+from services.contracts.models import Fingerprint
 from services.runtime.objects import ObjectStore
 
 
@@ -24,6 +25,11 @@ class HeadLoop:
         self._problem = problem
         self._standards = standards
         self._settings = settings
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """See `TrainingLoop.fingerprint`."""
+        return fingerprints.of_numpy()
 
     def compute(self, task: ShardTask, shard: int) -> ShardResult:
         """See `TrainingLoop.compute`."""
@@ -51,6 +57,9 @@ class HeadLoop:
         tail = head_recipe.fold(state.result(), self._standards[state.result_phase], temperature)
         return fit_state.to_snapshot(state, tail, temperature)
 
+    def close(self) -> None:
+        """See `TrainingLoop.close`."""
+
     def _temperature(self, state: FitState) -> float:
         """Of SELECT's head, which was not trained on the validation images; 1 where there are none."""
         validation = self._problem.validation_logits(state.best_params_P)
@@ -59,6 +68,7 @@ class HeadLoop:
 
 def load(store: ObjectStore, job: FitJob, map_shards: ShardMap) -> HeadLoop:
     """Reads the features, and sets up both phases and how each standardises."""
+    fingerprints.make_deterministic()
     manifest = DatasetManifest.model_validate_json(store.get(job.manifest_key))
     index = FeatureIndex.load(store, job.trunk.trunk_id)
     views = head_recipe.VIEWS[job.spec.augmentation]

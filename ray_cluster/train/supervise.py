@@ -1,4 +1,4 @@
-"""Sees to it that some trainer runs a job's fit; no TensorFlow.
+"""Sees to it that some trainer runs a job's fit.
 
 Runs in the driver at first. Once the fit has lasted a while, Ray Train is started beside it, whose worker runs another
 that finds the fit, takes it over and so relieves the driver's: no moment passes in which nobody looks after it.
@@ -34,13 +34,14 @@ from ray_cluster.train.trainers import KnownTrainer
 from services.contracts import names
 from services.contracts.base import utc_now
 from services.contracts.errors import Fenced
+from services.contracts.jobs import Stage
 from services.runtime.objects import ObjectStore, open_store
 
 LOOK_S = 1.0
 """How often it looks after the fit: for notices, helpers and standbys. The fit's end and loss are seen at once."""
 STANDBY_AFTER_S = 5.0
-"""A fit that ends sooner gets no standby beyond the one that was loaded with the job's first stages: to load one takes
-longer than the fit, and, where cores are shared, time from the fit's own first steps."""
+"""A fit that ends sooner gets no standby beyond the one that was started with the job's first stages: where cores are
+shared, starting another takes time from the fit's own first steps."""
 RAY_TRAIN_AFTER_S = 30.0
 """A fit that ends sooner is left to the driver alone: Ray Train's six processes need 30 s of a core to start."""
 START_S = 2.0
@@ -108,6 +109,7 @@ class Supervisor:
         self._standby_after_s = standby_after_s()
         self._ray_train_after_s = ray_train_after_s()
         self._told_long = False
+        self._fine_tunes = job.stage is Stage.FINE_TUNE
 
     def run(self) -> FitReturn:
         """Raises `Relieved` when another supervisor took the fit over, `Fenced` when a newer attempt exists, and
@@ -164,7 +166,7 @@ class Supervisor:
         return None
 
     def _appoint(self, avoiding: Collection[str]) -> KnownTrainer:
-        """Gives the fit to a trainer that has loaded; waits for one where there is none.
+        """Gives the fit to a trainer that answers; waits for one where there is none.
 
         Whoever had it before is fenced first.
         """
@@ -175,9 +177,8 @@ class Supervisor:
             place = self._capacity.place
             usable = [each for each in known if each.view.node_id not in avoiding and each.suits(place)]
             # A helper has the job's features in memory already; it also knows what it is to assist.
-            idle = [each for each in usable if each.view.assists == self._job.work] + [
-                each for each in usable if each.idle
-            ]
+            idle = [each for each in usable if each.view.assists == self._job.work or each.idle]
+            idle.sort(key=lambda each: (each.view.assists is None, self._fine_tunes and not each.view.has_tensorflow))
             for trainer in idle:
                 if self._take(trainer, self._term):
                     _log.info("the fit goes to %s, term %d", trainer.name, self._term)
@@ -185,7 +186,7 @@ class Supervisor:
                     return trainer
             if starting is None or starting not in trainers.names_of_all():
                 loading = trainers.names_starting(place, known)
-                starting = min(loading) if loading else trainers.start(place)
+                starting = min(loading) if loading else trainers.start(place, tensorflow=self._fine_tunes)
             self._await(starting)
             if self._look_for_machines(trainers.CPUS):
                 starting = None
@@ -260,12 +261,13 @@ class Supervisor:
             self._on_long()
 
     def _successor(self, leader: KnownTrainer, draining: Collection[str]) -> KnownTrainer | None:
-        """A standby that has loaded, on a node that stays; one is started where there is none."""
-        standbys = [each for each in trainers.find() if each.name != leader.name and not each.view.running]
+        """A standby that is ready, on a node that stays; one is started where there is none."""
+        others = [each for each in trainers.find() if each.name != leader.name and not each.view.running]
+        standbys = [each for each in others if each.view.has_tensorflow or not self._fine_tunes]
         place = self._capacity.place
         staying = [each for each in standbys if each.view.node_id not in draining and each.suits(place)]
         if not staying:
-            trainers.keep_warm(place, draining)
+            trainers.keep_warm(place, draining, tensorflow=self._fine_tunes)
         return staying[0] if staying else None
 
     def _keep_standby(self, leader: KnownTrainer, draining: Collection[str], lasted_s: float) -> None:
@@ -274,7 +276,9 @@ class Supervisor:
             return
         gone_with_it = {leader.view.node_id, *draining}
         others = [node_id for node_id in self._capacity.nodes(trainers.CPUS) if node_id not in gone_with_it]
-        trainers.keep_warm(self._capacity.place, gone_with_it if others else draining, others)
+        # A fit of a head before fine-tuning is short, and the trainers that are there have been told to get ready.
+        avoiding = gone_with_it if others else draining
+        trainers.keep_warm(self._capacity.place, avoiding, others, tensorflow=self._fine_tunes)
 
     def _gather(self) -> None:
         """Waits until as many trainers as the spec asks for at least, the leader included, could begin."""
@@ -302,7 +306,8 @@ class Supervisor:
         known = trainers.find()
         ours = [name for name in self._helpers.started if name in alive]
         ours += [each.name for each in known if each.view.assists == self._job.work and each.name not in ours]
-        ours += [trainers.start(self._capacity.place, trainers.HELPER_CPUS) for _ in range(wanted - len(ours))]
+        place, cpus = self._capacity.place, trainers.HELPER_CPUS
+        ours += [trainers.start(place, cpus, tensorflow=self._fine_tunes) for _ in range(wanted - len(ours))]
         self._helpers.started = ours
         staying = [
             each for each in known if each.name in ours and each.view.node_id not in draining and not each.view.running

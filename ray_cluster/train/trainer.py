@@ -1,4 +1,5 @@
-"""A trainer: a process with TensorFlow loaded that runs one job's fit at a time, or computes shards for another.
+"""A trainer: a process that runs one job's fit at a time, or computes shards for another. TensorFlow loads in it when
+it is asked to (`Trainer.load_tensorflow`), or has to fine-tune.
 
 It belongs to nobody: it is a detached actor, so it outlives the driver that started it. A fit that it runs goes on
 while the job's driver, its Ray Train controller and worker are replaced, and the next of them adopts it. A trainer
@@ -16,6 +17,7 @@ from typing import Any
 import ray
 
 from ray_cluster.spot.drains import DrainsUnknown, draining_nodes
+from ray_cluster.train import fit_worker
 from ray_cluster.train.adam import Vector32
 from ray_cluster.train.crew import Crew
 from ray_cluster.train.fit_control import FitControl, Identity, Order
@@ -49,6 +51,8 @@ class TrainerView:
     running: bool
     assists: str | None
     """The work for which it computes shards."""
+    has_tensorflow: bool
+    """Loaded, so that fine-tuning could begin at once."""
 
 
 class NotMine(Exception):
@@ -59,8 +63,6 @@ class _RunningFit:
     """A fit in its thread."""
 
     def __init__(self, job: FitJob, identity: Identity, supervisor: str) -> None:
-        from ray_cluster.train import fit_worker  # noqa: PLC0415 - TensorFlow
-
         self.job = job
         self.supervisor = supervisor
         """Who took it last."""
@@ -98,11 +100,8 @@ class Trainer:
     """The actor's methods; `trainers` starts and finds them. Each may be called from several threads at a time."""
 
     def __init__(self, idle_s: float) -> None:
-        """Loads TensorFlow, which takes seconds. `idle_s` without a fit and without a call end it."""
-        from ray_cluster.train import fit_worker  # noqa: PLC0415 - TensorFlow
-
+        """`idle_s` without a fit and without a call end it."""
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        fit_worker.warm_up()
         self._idle_s = idle_s
         self._node_id = ray.get_runtime_context().get_node_id()
         labels: Any = ray.get_runtime_context().get_node_labels()  # its annotation is of another form
@@ -110,6 +109,7 @@ class Trainer:
         self._lock = threading.RLock()
         self._fit: _RunningFit | None = None
         self._assisting: _Assistance | None = None
+        self._tensorflow_asked_for = self._has_tensorflow = False
         self._used_at_s = time.monotonic()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
@@ -123,7 +123,17 @@ class Trainer:
                 identity=fit.control.identity if fit else None,
                 running=fit is not None and fit.running,
                 assists=assisting.job.work if assisting else None,
+                has_tensorflow=self._has_tensorflow,
             )
+
+    def load_tensorflow(self) -> None:
+        """Gets ready to fine-tune, which takes seconds. Returns at once where an earlier call saw or sees to it."""
+        with self._lock:
+            if self._tensorflow_asked_for:
+                return
+            self._tensorflow_asked_for = True
+        fit_worker.load_tensorflow()
+        self._has_tensorflow = True
 
     # --- as the one who runs the fit ---
 
@@ -242,8 +252,6 @@ class _Assistance:
     """A job's shards, computed by one thread at a time."""
 
     def __init__(self, job: FitJob) -> None:
-        from ray_cluster.train import fit_worker  # noqa: PLC0415 - TensorFlow
-
         self.job = job
         self._loop = fit_worker.load(job)
         self._lock = threading.Lock()

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -58,10 +59,10 @@ def idle_s() -> float:
     return float(os.environ.get("REKINDLE_TRAINER_IDLE_S", "120"))
 
 
-def start(place: Place, cpus: float = CPUS, node_id: str | None = None) -> str:
-    """Starts a trainer at a place and returns its name at once; it answers when it has loaded.
+def start(place: Place, cpus: float = CPUS, node_id: str | None = None, *, tensorflow: bool = False) -> str:
+    """Starts a trainer at a place and returns its name at once; it answers when its process is there.
 
-    With `node_id`, of a node that suits the place, there or nowhere.
+    With `node_id`, of a node that suits the place, there or nowhere. With `tensorflow`, it goes on to load that.
     """
     name = f"{_PREFIX}{_kind(place)}-{secrets.token_hex(6)}"
     options: dict[str, Any] = {
@@ -73,7 +74,9 @@ def start(place: Place, cpus: float = CPUS, node_id: str | None = None) -> str:
         "label_selector": place.selector() if node_id is None else {},
         "max_concurrency": CALLS_AT_A_TIME,
     }
-    ray.remote(Trainer).options(**options).remote(idle_s())
+    actor: Any = ray.remote(Trainer).options(**options).remote(idle_s())
+    if tensorflow:
+        actor.load_tensorflow.remote()
     return name
 
 
@@ -117,7 +120,7 @@ def find(timeout_s: float = PROMPT_S) -> list[KnownTrainer]:
 
 
 def await_one(name: str, timeout_s: float) -> KnownTrainer | None:
-    """The trainer, once it has loaded; None when it has not within `timeout_s`. Raises `RayActorError` when it died."""
+    """The trainer, once it answers; None when it has not within `timeout_s`. Raises `RayActorError` when it died."""
     deadline = time.monotonic() + timeout_s
     try:
         actor = ray.get_actor(name, namespace=NAMESPACE)
@@ -134,29 +137,44 @@ def _view(ref: "ray.ObjectRef[TrainerView]") -> TrainerView:
     return view
 
 
-def keep_warm(place: Place, avoiding: Collection[str] = (), preferring: Collection[str] = ()) -> None:
+def keep_warm(
+    place: Place, avoiding: Collection[str] = (), preferring: Collection[str] = (), *, tensorflow: bool
+) -> None:
     """Starts a trainer where none is idle or starting at the place, on a node that is not one of `avoiding`.
 
-    It is started on that one of the nodes `preferring` that has the fewest trainers, where there are any. Returns at
-    once.
+    It is started on that one of the nodes `preferring` that has the fewest trainers, where there are any. With
+    `tensorflow`, one that is idle has, or gets, that. Returns at once.
     """
     answered = find()
     usable = [trainer for trainer in answered if trainer.suits(place) and trainer.view.node_id not in avoiding]
-    if any(trainer.idle for trainer in usable) or names_starting(place, answered):
+    idle = [trainer for trainer in usable if trainer.idle]
+    if tensorflow and idle and not any(trainer.view.has_tensorflow for trainer in idle):
+        idle[0].actor.load_tensorflow.remote()
+    if idle or names_starting(place, answered):
         return
     there = Counter(trainer.view.node_id for trainer in answered)
-    start(place, node_id=min(preferring, key=lambda node_id: (there[node_id], node_id), default=None))
+    node_id = min(preferring, key=lambda node_id: (there[node_id], node_id), default=None)
+    start(place, node_id=node_id, tensorflow=tensorflow)
 
 
-def prepare(place: Place, nodes: Collection[str]) -> None:
+def prepare(place: Place, nodes: Collection[str], *, tensorflow: bool) -> None:
     """Starts trainers until one is idle or starting on two of these nodes, which suit the place, or on the only one.
 
-    The second is the standby of whichever gets the fit: to be of use it must have loaded before it is needed. Returns
-    at once.
+    The second is the standby of whichever gets the fit: to be of use it must be there before it is needed. With
+    `tensorflow`, all of them get that. Returns at once.
     """
     answered = find()
-    for node_id in nodes_without(answered, len(names_starting(place, answered)), nodes):
-        start(place, node_id=node_id)
+    starting = names_starting(place, answered)
+    for node_id in nodes_without(answered, len(starting), nodes):
+        start(place, node_id=node_id, tensorflow=tensorflow)
+    if not tensorflow:
+        return
+    actors = [trainer.actor for trainer in answered if trainer.idle and trainer.view.node_id in nodes]
+    for name in starting:
+        with suppress(ValueError):  # it is gone
+            actors.append(ray.get_actor(name, namespace=NAMESPACE))
+    for actor in actors:
+        actor.load_tensorflow.remote()
 
 
 def nodes_without(answered: Collection[KnownTrainer], starting: int, nodes: Collection[str]) -> list[str]:

@@ -5,6 +5,7 @@ from typing import Protocol, TypeVar
 from ray_cluster.train.checkpoints import Checkpoint, Snapshot
 from ray_cluster.train.shards import ShardResult, ShardTask
 from services.contracts.jobs import EpochMetrics
+from services.contracts.models import Fingerprint
 
 
 class LoopState(Protocol):
@@ -35,6 +36,11 @@ State = TypeVar("State", bound=LoopState)
 class TrainingLoop(Protocol[State]):
     """Trains something. The same in every trainer of a job; the leader advances it, the others compute shards."""
 
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What its bits depend on here."""
+        ...
+
     def compute(self, task: ShardTask, shard: int) -> ShardResult:
         """A shard's share of a sum. Pure."""
         ...
@@ -57,4 +63,8 @@ class TrainingLoop(Protocol[State]):
 
     def finish(self, state: State) -> Snapshot:
         """The checkpoint of the state after the last step, with the result."""
+        ...
+
+    def close(self) -> None:
+        """Gives back what the process would keep of it: it goes on to other jobs."""
         ...

@@ -184,9 +184,10 @@ class Fingerprint(StoredContract):
 
     device: str = Field(description="`cpu:<architecture and instruction sets>` or the GPU's name.")
     trunk_engine: str = Field(description="Engine and version, e.g. `litert-2.3.0`.")
-    tensorflow: str
-    keras: str
-    threads: int
+    threads: int = Field(description="Of the arithmetic, in each trainer.")
+    numpy: str | None = Field(default=None, description="Its version.")
+    tensorflow: str | None = Field(default=None, description="Its version; null for a head, which does without.")
+    keras: str | None = Field(default=None, description="Its version; null for a head, which does without.")
 
 
 class ModelManifest(StoredContract):

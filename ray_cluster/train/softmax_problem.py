@@ -1,21 +1,18 @@
-"""The head's losses and gradients, computed by TensorFlow. Imports TensorFlow: for the fit worker only.
+"""The head's losses and gradients: softmax regression in NumPy, which is there at once.
 
 The rows stay where they are computed with, standardised, for as long as the fit lasts. They are summed in shards of
 `SHARD_ROWS`, and the shards in float64 and in their order, so the arithmetic does not depend on how many workers share
-them (`shards`). The matrix products are float32.
+them (`shards`). The matrix products are float32, on one thread of BLAS (`fingerprints.make_deterministic`); all else
+is float64.
 
 Array axes: N row, D feature, K class, P parameter.
 """
 
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-import keras
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
 
 from ray_cluster.train import head_recipe
 from ray_cluster.train.fit_loop import Phase, Quality
@@ -24,40 +21,8 @@ from ray_cluster.train.lbfgs import Objective, Vector
 from ray_cluster.train.shards import Quantity, ShardMap, ShardResult, ShardTask, compute_here
 
 SHARD_ROWS = 512
-"""Small enough to share, large enough that a call of TensorFlow costs little beside it. Another number gives other
+"""Small enough to share, large enough that a product costs more than the calls around it. Another number gives other
 bits."""
-THREADS = 1
-"""TensorFlow's threads. Another number may sum in another order: it is part of the fingerprint."""
-
-
-def make_deterministic() -> None:
-    """Fixes whatever TensorFlow's bits depend on. Before anything is computed in this process."""
-    tf.config.threading.set_intra_op_parallelism_threads(THREADS)
-    tf.config.threading.set_inter_op_parallelism_threads(THREADS)
-    tf.config.experimental.enable_op_determinism()
-    keras.utils.set_random_seed(0)  # nothing here draws a number; TensorFlow insists on a seed all the same
-
-
-def warm_up() -> None:
-    """Traces and runs what every fit runs: the first call takes longer than all others."""
-    rows = np.zeros((1, 2), np.float32), np.zeros(1, np.int64), np.ones(1)
-    parameters = np.zeros((2, 2), np.float32), np.zeros(2, np.float32)
-    for function in _OF_SHARD.values():
-        function(*map(tf.constant, (*rows, *parameters)))
-
-
-def device_name() -> str:
-    """The GPU's name, or `cpu:<architecture>:<what its vector units can do>`."""
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        return str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "gpu"))
-    interesting = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "sve")
-    try:
-        words = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        words = set()
-    found = ",".join(word for word in interesting if word in words)
-    return f"cpu:{platform.machine()}:{found}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,14 +37,14 @@ class Rows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Shard:
-    features_ND: tf.Tensor
+    features_ND: npt.NDArray[np.float32]
     """Standardised."""
-    labels_N: tf.Tensor
-    weights_N: tf.Tensor
+    labels_N: npt.NDArray[np.int64]
+    weights_N: npt.NDArray[np.float64]
 
 
 class ShardedRows:
-    """Rows in shards, which become tensors when they are first used: a worker holds those that it computes."""
+    """Rows in shards, which are standardised when they are first used: a worker holds those that it computes."""
 
     def __init__(self, rows: Rows, standard: Standardisation) -> None:
         self.rows = rows
@@ -95,9 +60,7 @@ class ShardedRows:
             part = slice(number * SHARD_ROWS, (number + 1) * SHARD_ROWS)
             features_ND = (self.rows.features_ND[part] - self._standard.mean_D) / self._standard.scale_D
             shard = self._shards[number] = _Shard(
-                tf.constant(features_ND.astype(np.float32)),
-                tf.constant(self.rows.labels_N[part]),
-                tf.constant(self.rows.weights_N[part]),
+                features_ND.astype(np.float32), self.rows.labels_N[part], self.rows.weights_N[part]
             )
         return shard
 
@@ -130,7 +93,7 @@ class HeadProblem:
         self._rows[Phase.SEARCH.value] = self._rows[Phase.SELECT.value]
         if validation is not None:
             self._rows[VALIDATION] = ShardedRows(validation, training[Phase.SELECT][1])
-        self._assigned: tuple[Vector, tf.Tensor, tf.Tensor] | None = None
+        self._assigned: tuple[Vector, _Kernel, _Bias] | None = None
         """The newest parameters as float32 kernel and bias. Parameter vectors are never changed in place."""
         self._evaluated: tuple[str, Vector, Quality] | None = None
         """What the newest gradient's pass over the rows has shown on its way."""
@@ -202,61 +165,49 @@ class HeadProblem:
         """One shard's share of a sum: (loss, accuracy), and of a gradient the kernel's [D, K] and the bias' [K]; or its
         (logits [N, K],)."""
         rows = self._rows[task.rows][shard]
-        of_shard = _OF_SHARD[task.quantity]
         params_P = task.params_P.astype(np.float64, copy=False)  # as they are: a head's are float64
-        parts = of_shard(rows.features_ND, rows.labels_N, rows.weights_N, *self._assign(params_P))
-        return tuple(part.numpy() for part in parts)
+        kernel_DK, bias_K = self._assign(params_P)
+        logits_NK = rows.features_ND @ kernel_DK + bias_K
+        match task.quantity:
+            case Quantity.LOGITS:
+                return (logits_NK,)
+            case Quantity.QUALITY:
+                return _quality(logits_NK, _log_softmax(logits_NK), rows)
+            case Quantity.GRADIENT:
+                log_NK = _log_softmax(logits_NK)
+                return *_quality(logits_NK, log_NK, rows), *_gradient(log_NK, rows)
 
     def _all(self, quantity: Quantity, rows: str, params_P: Vector) -> list[ShardResult]:
         return self._map_shards(ShardTask(quantity, rows, params_P), len(self._rows[rows]), self.compute)
 
-    def _assign(self, params_P: Vector) -> tuple[tf.Tensor, tf.Tensor]:
+    def _assign(self, params_P: Vector) -> "tuple[_Kernel, _Bias]":
         if self._assigned is None or self._assigned[0] is not params_P:
             kernel_DK, bias_K = head_recipe.split_params(params_P, self._feature_dim, self._class_count)
-            as_tensors = tf.constant(kernel_DK.astype(np.float32)), tf.constant(bias_K.astype(np.float32))
-            self._assigned = (params_P, *as_tensors)
+            self._assigned = (params_P, kernel_DK.astype(np.float32), bias_K.astype(np.float32))
         return self._assigned[1:]
 
 
-_SIGNATURE = (
-    tf.TensorSpec((None, None), tf.float32),
-    tf.TensorSpec((None,), tf.int64),
-    tf.TensorSpec((None,), tf.float64),
-    tf.TensorSpec((None, None), tf.float32),
-    tf.TensorSpec((None,), tf.float32),
-)
-"""Of any shape, so that a process traces each function once and not for every job."""
+_Kernel = npt.NDArray[np.float32]
+_Bias = npt.NDArray[np.float32]
 
 
-def _weighted_quality(logits_NK: tf.Tensor, labels_N: tf.Tensor, weights_N: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    losses_N = tf.nn.sparse_softmax_cross_entropy_with_logits(labels_N, tf.cast(logits_NK, tf.float64))
-    right_N = tf.cast(tf.equal(tf.argmax(logits_NK, axis=1), labels_N), tf.float64)
-    return tf.reduce_sum(losses_N * weights_N), tf.reduce_sum(right_N * weights_N)
+def _log_softmax(logits_NK: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Each row's logarithms of probabilities, float64 [N, K]."""
+    shifted_NK = logits_NK.astype(np.float64)
+    shifted_NK -= shifted_NK.max(axis=1, keepdims=True)
+    return shifted_NK - np.log(np.exp(shifted_NK).sum(axis=1, keepdims=True))
 
 
-@tf.function(autograph=False, input_signature=_SIGNATURE)
-def _gradient(
-    features_ND: tf.Tensor, labels_N: tf.Tensor, weights_N: tf.Tensor, kernel_DK: tf.Tensor, bias_K: tf.Tensor
-) -> tuple[tf.Tensor, ...]:
-    with tf.GradientTape() as tape:
-        tape.watch((kernel_DK, bias_K))
-        loss, accuracy = _weighted_quality(tf.matmul(features_ND, kernel_DK) + bias_K, labels_N, weights_N)
-    of_kernel_DK, of_bias_K = tape.gradient(loss, (kernel_DK, bias_K))
-    return loss, accuracy, tf.convert_to_tensor(of_kernel_DK), tf.convert_to_tensor(of_bias_K)
+def _quality(logits_NK: npt.NDArray[np.float32], log_NK: npt.NDArray[np.float64], rows: _Shard) -> ShardResult:
+    """(weighted cross-entropy, weighted accuracy), float64 scalars."""
+    losses_N = -log_NK[np.arange(len(log_NK)), rows.labels_N]
+    right_N = logits_NK.argmax(axis=1) == rows.labels_N
+    return np.asarray((losses_N * rows.weights_N).sum()), np.asarray((right_N * rows.weights_N).sum())
 
 
-@tf.function(autograph=False, input_signature=_SIGNATURE)
-def _quality(
-    features_ND: tf.Tensor, labels_N: tf.Tensor, weights_N: tf.Tensor, kernel_DK: tf.Tensor, bias_K: tf.Tensor
-) -> tuple[tf.Tensor, ...]:
-    return _weighted_quality(tf.matmul(features_ND, kernel_DK) + bias_K, labels_N, weights_N)
-
-
-@tf.function(autograph=False, input_signature=_SIGNATURE)
-def _logits(
-    features_ND: tf.Tensor, labels_N: tf.Tensor, weights_N: tf.Tensor, kernel_DK: tf.Tensor, bias_K: tf.Tensor
-) -> tuple[tf.Tensor, ...]:
-    return (tf.matmul(features_ND, kernel_DK) + bias_K,)
-
-
-_OF_SHARD = {Quantity.GRADIENT: _gradient, Quantity.QUALITY: _quality, Quantity.LOGITS: _logits}
+def _gradient(log_NK: npt.NDArray[np.float64], rows: _Shard) -> ShardResult:
+    """The weighted cross-entropy's gradient by the kernel, float32 [D, K], and by the bias, float64 [K]."""
+    wrong_NK = np.exp(log_NK)
+    wrong_NK[np.arange(len(wrong_NK)), rows.labels_N] -= 1.0
+    wrong_NK *= rows.weights_N[:, np.newaxis]
+    return rows.features_ND.T @ wrong_NK.astype(np.float32), wrong_NK.sum(axis=0)

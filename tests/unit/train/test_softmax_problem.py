@@ -1,26 +1,22 @@
-"""The head's losses and gradients as TensorFlow computes them: right, and the same whoever computes the shards."""
+"""The head's losses and gradients: right, and the same whoever computes the shards."""
 
-import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
-from ray_cluster.train import fit_loop, head_recipe, keras_problem
+from ray_cluster.train import fingerprints, fit_loop, head_recipe, softmax_problem
 from ray_cluster.train.fit_loop import FitSettings, FitState, Phase
-from ray_cluster.train.keras_problem import HeadProblem, Rows
 from ray_cluster.train.lbfgs import Vector
 from ray_cluster.train.shards import Compute, ShardMap, ShardResult, ShardTask, compute_here, deal
+from ray_cluster.train.softmax_problem import HeadProblem, Rows
 
 FEATURES, CLASSES = 12, 3
-COUNT = 2 * keras_problem.SHARD_ROWS + 100
+COUNT = 2 * softmax_problem.SHARD_ROWS + 100
 """Three shards of training rows."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def deterministic() -> None:
-    """As `make_deterministic`, but for the threads: another test may have begun to compute in this process."""
-    tf.config.experimental.enable_op_determinism()
-    keras.utils.set_random_seed(0)
+    fingerprints.make_deterministic()
 
 
 def make_rows(seed: int, count: int) -> Rows:
