@@ -16,7 +16,7 @@ SEED ?=
 TARGETS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test lint format openapi chaos bench-accuracy bench-train clean
+.PHONY: help setup demo run test lint format openapi chaos bench-accuracy bench-train bench-serve clean
 
 help: ## Show this
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,10 @@ bench-accuracy: $(SYNCED) ## Accuracy on real images (REKINDLE_TEST_DATA), into 
 
 bench-train: $(SYNCED) ## Speed of training against Keras (IMAGES=folder WEIGHTS=file ARGS="--pairs head --rounds 1")
 	@$(BIN)/python -m tests.benchmarks.train --images "$(IMAGES)" --weights "$(WEIGHTS)" $(ARGS)
+
+bench-serve: $(SYNCED) ## Speed of predictions against Keras servers (IMAGES=folder WEIGHTS=file ARGS="--rounds 1")
+	@$(UV) sync --quiet --frozen --extra cluster --extra cpu --group bench --python $(BIN)/python
+	@$(BIN)/python -m tests.benchmarks.serve --images "$(IMAGES)" --weights "$(WEIGHTS)" $(ARGS)
 
 clean: ## Remove what setup and the tools made; .rekindle stays
 	rm -rf .venv .uv .pytest_cache .ruff_cache .hypothesis .import_linter_cache

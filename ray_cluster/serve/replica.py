@@ -1,7 +1,7 @@
 """A trunk replica: one process that serves every model on its trunk. Imports no TensorFlow."""
 
 import logging
-import math
+import os
 import time
 
 from starlette.requests import Request
@@ -21,7 +21,7 @@ class TrunkReplica:
     """What Ray Serve runs: loads the trunk, then answers requests."""
 
     def __init__(self, args: dict[str, object]) -> None:
-        """Loads one engine per core it was given; `args` is a dumped `TrunkApplicationArgs`.
+        """Loads one engine for each thread; `args` is a dumped `TrunkApplicationArgs`.
 
         Raises `NotFound` when the trunk is not in the bucket and `CorruptObject` when it is damaged; Serve retries.
         """
@@ -31,7 +31,8 @@ class TrunkReplica:
         trunk = read_trunk(store, settings.trunk_id)
         if trunk is None:
             raise NotFound(f"trunk {settings.trunk_id} is not in {settings.bucket_uri}")
-        engines = [load_engine(store, trunk) for _ in range(max(1, math.floor(settings.num_cpus)))]
+        threads = settings.threads or len(os.sched_getaffinity(0))
+        engines = [load_engine(store, trunk) for _ in range(threads)]
         self._service = TrunkService(
             store,
             trunk,

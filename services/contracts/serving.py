@@ -15,14 +15,20 @@ IMPORT_PATH = "ray_cluster.serve.application:build"
 """Builds a trunk's Serve application from `TrunkApplicationArgs`."""
 
 
-class TrunkApplicationArgs(StoredContract):
+class ReplicaScale(StoredContract):
+    """How many replicas a trunk has, and how large they are."""
+
+    min_replicas: int = 1
+    max_replicas: int = 1
+    num_cpus: float = Field(default=0.1, description="Logical CPUs that a replica reserves.")
+    threads: int = Field(default=0, description="That compute in a replica; 0 for one per core of its node.")
+
+
+class TrunkApplicationArgs(ReplicaScale):
     """Arguments of `ray_cluster.serve.application:build`, as they stand in Serve's declarative config."""
 
     trunk_id: TrunkId
     bucket_uri: str
-    min_replicas: int = 1
-    max_replicas: int = 1
-    num_cpus: float = Field(default=0.1, description="Logical CPUs a replica reserves.")
     max_ongoing_requests: int = 64
     max_queued_requests: int = 256
     tail_cache_bytes: int = 512 * 1024 * 1024

@@ -12,6 +12,7 @@ from services.contracts.backbones import BACKBONES, MAX_IMAGE_SIZE, BackboneName
 from services.contracts.base import Sha256
 from services.contracts.errors import SourceNotAllowed
 from services.contracts.jobs import BaseModelSpec, Weights, WeightsUri
+from services.contracts.serving import ReplicaScale
 
 ENV_PREFIX = "REKINDLE_"
 MIB = 1024 * 1024
@@ -65,6 +66,16 @@ class Settings(BaseSettings):
     serve_url: str = Field(default="http://127.0.0.1:8000", description="Where Ray Serve answers requests.")
     serve_host: str = Field(default="127.0.0.1", description="Address that Ray Serve's proxies bind when deployed.")
     serve_port: int = Field(default=8000, ge=1, le=65535, description="Port that Ray Serve's proxies bind.")
+    serve_min_replicas: int = Field(default=1, ge=0, description="Replicas that each trunk has at least.")
+    serve_max_replicas: int = Field(
+        default=1, ge=1, description="Replicas that each trunk has at most; they follow the requests in progress."
+    )
+    serve_replica_cpus: float = Field(
+        default=0.1, ge=0, description="Logical CPUs of its node that a replica reserves."
+    )
+    serve_replica_threads: int = Field(
+        default=0, ge=0, description="Threads that compute in a replica; 0 for one per core of its node."
+    )
 
     # --- HTTP ---
     host: str = Field(default="127.0.0.1", description="Address that the gateways bind.")
@@ -176,6 +187,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.serve_min_replicas > self.serve_max_replicas:
+            raise ValueError(
+                f"REKINDLE_SERVE_MIN_REPLICAS {self.serve_min_replicas} is more than REKINDLE_SERVE_MAX_REPLICAS "
+                f"{self.serve_max_replicas}: raise the second or lower the first"
+            )
         if self.require_api_keys is False and not is_loopback(self.host):
             raise ValueError(
                 f"REKINDLE_REQUIRE_API_KEYS=false with REKINDLE_HOST={self.host} would let everybody who reaches this "
@@ -202,6 +218,15 @@ class Settings(BaseSettings):
     def api_keys_required(self) -> bool:
         """`require_api_keys`, or its default for the address bound."""
         return not is_loopback(self.host) if self.require_api_keys is None else self.require_api_keys
+
+    def replica_scale(self) -> ReplicaScale:
+        """Of every trunk's replicas."""
+        return ReplicaScale(
+            min_replicas=self.serve_min_replicas,
+            max_replicas=self.serve_max_replicas,
+            num_cpus=self.serve_replica_cpus,
+            threads=self.serve_replica_threads,
+        )
 
     def base_model(self) -> BaseModelSpec | None:
         """The pretrained classifier to serve as `base`, or None where there is none."""

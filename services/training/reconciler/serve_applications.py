@@ -5,12 +5,12 @@ cluster Serve knows nothing, so it differs again.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
 from services.contracts.ids import TrunkId
-from services.contracts.serving import IMPORT_PATH, TrunkApplicationArgs, application_name, trunk_route
+from services.contracts.serving import IMPORT_PATH, ReplicaScale, TrunkApplicationArgs, application_name, trunk_route
 from services.training.ray_api import ServeApplication
 
 PROXY_LOCATION = "HeadOnly"
@@ -24,6 +24,7 @@ class ServeTarget:
     bucket_uri: str
     http_host: str
     http_port: int
+    scale: ReplicaScale = field(default_factory=ReplicaScale)
 
 
 def desired_config(trunk_ids: Iterable[TrunkId], target: ServeTarget) -> dict[str, JsonValue]:
@@ -37,7 +38,7 @@ def desired_config(trunk_ids: Iterable[TrunkId], target: ServeTarget) -> dict[st
 
 
 def _application(trunk_id: TrunkId, target: ServeTarget) -> JsonValue:
-    args = TrunkApplicationArgs(trunk_id=trunk_id, bucket_uri=target.bucket_uri)
+    args = TrunkApplicationArgs(trunk_id=trunk_id, bucket_uri=target.bucket_uri, **target.scale.model_dump())
     return {
         "name": application_name(trunk_id),
         "route_prefix": trunk_route(trunk_id),

@@ -39,7 +39,10 @@ class ServeKeeper:
             return  # asking would start parts of Serve's machinery for nothing
         settings = self.training.settings
         target = ServeTarget(
-            bucket_uri=self.training.store.uri, http_host=settings.serve_host, http_port=settings.serve_port
+            bucket_uri=self.training.store.uri,
+            http_host=settings.serve_host,
+            http_port=settings.serve_port,
+            scale=settings.replica_scale(),
         )
         desired = desired_config(trunks, target)
         observed = await self.training.ray.serve_applications()

@@ -16,13 +16,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from services.contracts.backbones import BackboneName
+from tests.benchmarks.report import Finding, as_json, as_markdown
 from tests.benchmarks.train.bench import Bench, Pair, Setting
 from tests.benchmarks.train.fine_tuning import FineTuningPair
 from tests.benchmarks.train.growth import GrowthPair
 from tests.benchmarks.train.head import HeadPair
 from tests.benchmarks.train.limits import LimitsPair
 from tests.benchmarks.train.product import running_product
-from tests.benchmarks.train.report import Finding, as_json, as_markdown
 from tests.benchmarks.train.retrain import RetrainPair
 from tests.benchmarks.train.search import SearchPair
 from tests.servers.data import shared_data

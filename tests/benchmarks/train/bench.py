@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from services.contracts.backbones import BackboneName
-from tests.benchmarks.train import images
-from tests.benchmarks.train.images import ImageSet, Originals
+from tests.benchmarks import images
+from tests.benchmarks.images import ImageSet, Originals
+from tests.benchmarks.report import Finding
 from tests.benchmarks.train.product import JobRun, Product
-from tests.benchmarks.train.report import Finding
 
 KERAS_WITHIN_S = 3600.0
 POOLED = "pooled"

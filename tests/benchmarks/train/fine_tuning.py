@@ -4,11 +4,11 @@ from dataclasses import asdict
 from statistics import median
 
 from services.contracts.jobs import Stage
+from tests.benchmarks.report import Figure, Finding, Table
 from tests.benchmarks.train.arithmetic import epochs_total_s, speedup
 from tests.benchmarks.train.bench import Bench, KerasRun
 from tests.benchmarks.train.head import COMPUTED, compute_s, keras_walls_s
 from tests.benchmarks.train.product import JobRun
-from tests.benchmarks.train.report import Figure, Finding, Table
 
 BLOCKS = 2
 EPOCHS = 10

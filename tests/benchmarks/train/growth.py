@@ -2,11 +2,11 @@
 
 from dataclasses import asdict
 
+from tests.benchmarks.report import Figure, Finding, Table, Target
 from tests.benchmarks.train.bench import Bench
 from tests.benchmarks.train.head import compute_s
 from tests.benchmarks.train.memory import DRIVER, WORKERS, largest_worker
 from tests.benchmarks.train.product import JobRun
-from tests.benchmarks.train.report import Figure, Finding, Table, Target
 
 CROPS_APART = 1000
 PEAK_RSS_BYTES = 1.5e9

@@ -5,10 +5,10 @@ from dataclasses import asdict
 from statistics import mean, median
 
 from services.contracts.jobs import Stage
+from tests.benchmarks.report import Figure, Finding, Table, Target
 from tests.benchmarks.train.arithmetic import epochs_total_s, points, speedup
 from tests.benchmarks.train.bench import Bench, KerasRun
 from tests.benchmarks.train.product import JobRun
-from tests.benchmarks.train.report import Figure, Finding, Table, Target
 
 EPOCHS = (10, 20)
 COMPUTED = (Stage.PREFLIGHT, Stage.FEATURES, Stage.FIT, Stage.EVALUATE)

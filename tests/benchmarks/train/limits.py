@@ -3,11 +3,7 @@
 Array axes: N image, H height, W width, C channel.
 """
 
-import os
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -18,13 +14,12 @@ from ray_cluster.vision.engines import load_engine
 from services.contracts.jobs import Stage
 from services.contracts.models import TrunkManifest
 from services.runtime.objects import open_store
+from tests.benchmarks.rates import on_every_core, rate_of
+from tests.benchmarks.report import Figure, Finding, Table
 from tests.benchmarks.train.bench import Bench
-from tests.benchmarks.train.report import Figure, Finding, Table
 
 SAMPLE = 64
 """Images that each process goes round."""
-LOOKS_S = 3.0
-WARM_UP = 8
 
 
 class LimitsPair:
@@ -67,40 +62,19 @@ class LimitsPair:
         )
 
 
-Rate = Callable[[Path, str, Sequence[Path]], float]
-"""(bucket, trunk manifest as JSON, image files) to images per second."""
-
-
-def on_every_core(rate: Rate, bucket: Path, trunk_json: str, files: Sequence[Path]) -> float:
-    """The sum of the rates of one process per core, all at once."""
-    count = os.cpu_count() or 1
-    with ProcessPoolExecutor(count, get_context("spawn")) as pool:
-        return sum(pool.map(rate, [bucket] * count, [trunk_json] * count, [files] * count))
-
-
 def forward_rate(bucket: Path, trunk_json: str, files: Sequence[Path]) -> float:
     """Of the fastest engine."""
     trunk = TrunkManifest.model_validate_json(trunk_json)
     engine = load_engine(open_store(bucket.as_uri()), trunk, threads=1)
     images_NHWC = np.stack([images.decode(file.read_bytes(), trunk.image_size) for file in files])
-    return _rate(lambda n: engine.features(images_NHWC[n : n + 1]), len(files))
+    return rate_of(lambda n: engine.features(images_NHWC[n : n + 1]), len(files))
 
 
 def decode_rate(bucket: Path, trunk_json: str, files: Sequence[Path]) -> float:
     """From the file's bytes to the trunk's input."""
     size = TrunkManifest.model_validate_json(trunk_json).image_size
     contents = [file.read_bytes() for file in files]
-    return _rate(lambda n: images.decode(contents[n], size), len(files))
-
-
-def _rate(work: Callable[[int], object], count: int) -> float:
-    for n in range(WARM_UP):
-        work(n % count)
-    done, began_s = 0, time.perf_counter()
-    while (spent_s := time.perf_counter() - began_s) < LOOKS_S:
-        work(done % count)
-        done += 1
-    return done / spent_s
+    return rate_of(lambda n: images.decode(contents[n], size), len(files))
 
 
 def _share(ours: Sequence[float], limits: Sequence[float]) -> float:

@@ -16,7 +16,7 @@ from services.contracts.ids import DatasetId
 from services.contracts.jobs import Stage, TrainingJob, TrainingJobSpec, WeightsUri
 from services.local.home import StackHome
 from services.local.processes import stack_processes
-from tests.benchmarks.train.images import ImageSet
+from tests.benchmarks.images import ImageSet
 from tests.benchmarks.train.memory import MemoryWatch, kind_of
 from tests.servers.local_stack import running_stack
 

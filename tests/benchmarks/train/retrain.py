@@ -3,10 +3,10 @@
 from dataclasses import asdict
 from statistics import median
 
+from tests.benchmarks.report import Figure, Finding, Table, Target
 from tests.benchmarks.train.bench import Bench
 from tests.benchmarks.train.head import compute_s
 from tests.benchmarks.train.product import JobRun
-from tests.benchmarks.train.report import Figure, Finding, Table, Target
 
 GROWN_BY = 1.1
 

@@ -5,9 +5,9 @@ from statistics import median
 
 from ray_cluster.train.head_recipe import WEIGHT_DECAYS
 from services.contracts.jobs import Stage
+from tests.benchmarks.report import Figure, Finding
 from tests.benchmarks.train.bench import Bench
 from tests.benchmarks.train.product import JobRun
-from tests.benchmarks.train.report import Figure, Finding
 
 
 class SearchPair:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.benchmarks.train.images import (
+from tests.benchmarks.images import (
     MADE_SIZE,
     ImageSet,
     Originals,

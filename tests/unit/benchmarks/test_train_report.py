@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.benchmarks.train.report import Figure, Finding, Table, Target, as_json, as_markdown, is_missed
+from tests.benchmarks.report import Figure, Finding, Table, Target, as_json, as_markdown, is_missed
 
 FINDINGS = {
     "head": Finding(

@@ -53,7 +53,7 @@ class Finding:
 
 
 def as_json(setting: Mapping[str, Any], findings: Mapping[str, Finding]) -> dict[str, Any]:
-    """`train.json`: the setting, every figure by its name, what missed its target, and each pair's measurements."""
+    """The report: the setting, every figure by its name, what missed its target, and each pair's measurements."""
     figures = [figure for finding in findings.values() for figure in finding.figures]
     return {
         **setting,
