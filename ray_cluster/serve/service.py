@@ -7,7 +7,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
@@ -29,7 +29,7 @@ from services.contracts.errors import (
 )
 from services.contracts.models import TrunkManifest
 from services.contracts.predictions import Prediction
-from services.contracts.serving import ReplicaError, ReplicaPrediction
+from services.contracts.serving import ReplicaAnswers, ReplicaError, ReplicaPrediction, ReplicaQuestion, unpack
 from services.runtime.objects.protocol import ObjectStore
 
 MAX_BATCH = 8
@@ -52,7 +52,7 @@ class PredictQuery(BaseModel):
 
 
 class TrunkService:
-    """Handles `POST …/predict`. See `contracts/serving.py` for what it answers."""
+    """Handles `POST …/predict` and `POST …/predict-batch`. See `contracts/serving.py` for what it answers."""
 
     def __init__(
         self,
@@ -77,10 +77,9 @@ class TrunkService:
     async def handle(self, request: Request) -> Response:
         """Answers one request; never raises for what the contract knows."""
         try:
-            predictions = await self._predict(request)
+            return _json(200, await self._answer(request))
         except RekindleError as error:
             return _error_response(error)
-        return _json(200, ReplicaPrediction(predictions=predictions))
 
     def check_health(self) -> None:
         """Raises `InternalError` when the engine hangs."""
@@ -88,13 +87,26 @@ class TrunkService:
         if running_s > STUCK_AFTER_S:
             raise InternalError(f"a batch has been running for {running_s:.0f} s")
 
-    async def _predict(self, request: Request) -> list[Prediction]:
-        if request.method != "POST" or not re.fullmatch(r"(/trunks/[^/]+)?/predict", request.url.path):
-            raise NotFound(f"nothing is at {request.method} {request.url.path}: POST to …/predict")
-        query = _parse_query(request)
-        # The tail may have to be read from the bucket; the body is in memory by now, so it is not held up for long.
+    async def _answer(self, request: Request) -> ReplicaPrediction | ReplicaAnswers:
+        path = re.fullmatch(r"(?:/trunks/[^/]+)?/(predict|predict-batch)", request.url.path)
+        if request.method != "POST" or path is None:
+            raise NotFound(f"nothing is at {request.method} {request.url.path}: POST to …/predict or …/predict-batch")
+        if path[1] == "predict":
+            return await self._predict(_parse_query(request.query_params), await request.body())
+        asked = unpack(await request.body())
+        answers = await asyncio.gather(*(self._predict_one_of_many(question, image) for question, image in asked))
+        return ReplicaAnswers(answers=answers)
+
+    async def _predict_one_of_many(self, question: ReplicaQuestion, image: bytes) -> ReplicaPrediction | ReplicaError:
+        try:
+            return await self._predict(_parse_query(question.model_dump(exclude={"size_bytes"})), image)
+        except RekindleError as error:
+            return _refusal(error)
+
+    async def _predict(self, query: PredictQuery, image: bytes) -> ReplicaPrediction:
+        # The tail may have to be read from the bucket; the image is in memory by now, so it is not held up for long.
         tail = await self._tails.get(TailKey(query.model, query.version))
-        return await self._batcher.submit(Question(await request.body(), tail, query.top_k))
+        return ReplicaPrediction(predictions=await self._batcher.submit(Question(image, tail, query.top_k)))
 
     async def _load_tail(self, key: TailKey) -> LabelledTail:
         started_at = time.perf_counter()
@@ -111,9 +123,9 @@ class TrunkService:
         return tail
 
 
-def _parse_query(request: Request) -> PredictQuery:
+def _parse_query(values: Mapping[str, object]) -> PredictQuery:
     try:
-        return PredictQuery.model_validate(dict(request.query_params))
+        return PredictQuery.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         raise CallerError(f"query {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
@@ -131,9 +143,14 @@ def _error_response(error: RekindleError) -> Response:
             status = 503
         case _:
             status = 500
-            log.error("predict.failed", extra={"code": error.code, "reason": error.message})
     headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, RetryLater) else None
-    return _json(status, ReplicaError(code=error.code, message=error.message, details=error.details), headers)
+    return _json(status, _refusal(error), headers)
+
+
+def _refusal(error: RekindleError) -> ReplicaError:
+    if not isinstance(error, CallerError | RetryLater):
+        log.error("predict.failed", extra={"code": error.code, "reason": error.message})
+    return ReplicaError(code=error.code, message=error.message, details=error.details)
 
 
 def _json(status: int, body: BaseModel, headers: dict[str, str] | None = None) -> Response:

@@ -3,11 +3,17 @@
 `POST {serve_url}{trunk_route(trunk_id)}/predict` carries one encoded image as the raw body. Query: `model`, `version`,
 `top_k`. 200 answers `ReplicaPrediction`; 422 `ReplicaError` for an image that cannot be used; 404 `ReplicaError` for a
 version that does not exist; 503 with `Retry-After` when the replica's queue is full.
+
+`POST …/predict-batch` carries several, also for different models: `pack` makes its body. 200 answers `ReplicaAnswers`,
+what `predict` would have answered for each; other statuses concern all of them.
 """
 
-from pydantic import Field, JsonValue
+from collections.abc import Sequence
+
+from pydantic import Field, JsonValue, ValidationError
 
 from services.contracts.base import StoredContract
+from services.contracts.errors import CallerError
 from services.contracts.ids import TrunkId
 from services.contracts.predictions import Prediction
 
@@ -29,8 +35,9 @@ class TrunkApplicationArgs(ReplicaScale):
 
     trunk_id: TrunkId
     bucket_uri: str
-    max_ongoing_requests: int = 64
+    max_ongoing_requests: int = Field(default=8, description="Calls, each with one image or a batch of them.")
     max_queued_requests: int = 256
+    max_waiting_images: int = Field(default=256, description="That wait for a thread in a replica.")
     tail_cache_bytes: int = 512 * 1024 * 1024
 
 
@@ -42,6 +49,49 @@ class ReplicaError(StoredContract):
     code: str
     message: str
     details: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class ReplicaQuestion(StoredContract):
+    """One image of a batch."""
+
+    model: str
+    version: int
+    top_k: int
+    size_bytes: int
+    """Of the encoded image."""
+
+
+class ReplicaQuestions(StoredContract):
+    questions: list[ReplicaQuestion]
+
+
+class ReplicaAnswers(StoredContract):
+    answers: list[ReplicaPrediction | ReplicaError]
+
+
+_LENGTH_BYTES = 4
+
+
+def pack(questions: Sequence[ReplicaQuestion], images: Sequence[bytes]) -> bytes:
+    """A batch's body: the length of the questions' JSON (4 bytes, big-endian), that JSON, and the images."""
+    head = ReplicaQuestions(questions=list(questions)).model_dump_json().encode()
+    return b"".join([len(head).to_bytes(_LENGTH_BYTES, "big"), head, *images])
+
+
+def unpack(body: bytes) -> list[tuple[ReplicaQuestion, bytes]]:
+    """What `pack` was given. Raises `CallerError` for anything else."""
+    start = _LENGTH_BYTES + int.from_bytes(body[:_LENGTH_BYTES], "big")
+    try:
+        questions = ReplicaQuestions.model_validate_json(body[_LENGTH_BYTES:start]).questions
+    except ValidationError as error:
+        raise CallerError("the body does not begin with the questions of a batch") from error
+    found: list[tuple[ReplicaQuestion, bytes]] = []
+    for question in questions:
+        found.append((question, body[start : start + question.size_bytes]))
+        start += question.size_bytes
+    if start != len(body):
+        raise CallerError(f"the body has {len(body)} bytes, and its questions say {start}")
+    return found
 
 
 def application_name(trunk_id: TrunkId) -> str:

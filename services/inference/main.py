@@ -27,7 +27,7 @@ def build_parts(settings: Settings, database: Database, store: ObjectStore) -> G
     Every gateway is built from these three; this one leaves the bucket to the replicas.
     """
     del store
-    replicas = Replicas(settings.serve_url)
+    replicas = Replicas(settings.serve_url, max_replicas=settings.serve_max_replicas)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:

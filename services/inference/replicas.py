@@ -1,16 +1,23 @@
 """Asking a trunk's replicas through Ray Serve's HTTP proxy, as `contracts/serving.py` says.
 
+Images that are asked for at the same time go in one call (`courier`): the way through gateway, proxy and replica costs
+as much as the trunk does.
+
 A replica's answer is final. Everything that means "not up yet" (no connection, no application at the route, a proxy
 without replicas) is waited out: the request is held and tried again until its deadline.
 """
 
 import asyncio
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import httpx2
 from pydantic import ValidationError
 
+from services.contracts.base import StoredContract
 from services.contracts.errors import (
     ClusterUnavailable,
     ImageRejected,
@@ -24,10 +31,22 @@ from services.contracts.errors import (
 )
 from services.contracts.ids import TrunkId
 from services.contracts.predictions import Prediction
-from services.contracts.serving import ReplicaError, ReplicaPrediction, trunk_route
+from services.contracts.serving import (
+    ReplicaAnswers,
+    ReplicaError,
+    ReplicaPrediction,
+    ReplicaQuestion,
+    pack,
+    trunk_route,
+)
+from services.inference.courier import Courier, Parcel
 from services.inference.predict.queries import ServedVersion
 
 MAX_CONNECTIONS = 256
+CALLS_AT_ONCE = 3
+"""Calls under way to a trunk, for each replica that it may have: enough that a replica finds the next one waiting."""
+MAX_WAITING = 256
+"""Images of a trunk that wait in this gateway; more are refused."""
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 1.0
 MAX_CRASHES = 3
@@ -50,24 +69,53 @@ class NotUp:
     """The request was taken and waited in a queue until its deadline."""
 
 
-def read_answer(response: httpx2.Response) -> list[Prediction] | NotUp:
-    """What a response of Serve's proxy means.
+Answer = list[Prediction] | NotUp
+Kind = TypeVar("Kind", bound=StoredContract)
+
+
+def read_answer(response: httpx2.Response) -> Answer:
+    """What a response of Serve's proxy to one image means.
 
     Raises what the replica raised (`ImageRejected`, `NotFound`, `Overloaded`, `ObjectStoreUnavailable`), `Overloaded`
     when the proxy's queue is full, and `InternalError` for an answer that the contract does not know.
     """
     if response.status_code == 200:
-        try:
-            return ReplicaPrediction.model_validate_json(response.content).predictions
-        except ValidationError as error:
-            raise InternalError(f"a replica answered something else than predictions: {error}") from error
+        return _read(ReplicaPrediction, response).predictions
+    return _read_refusal(response)
+
+
+def read_answers(response: httpx2.Response, count: int) -> list[Answer | Exception]:
+    """What a response to a batch of `count` images means for each: as `read_answer`, with its errors as values.
+
+    Raises what concerns the whole batch.
+    """
+    if response.status_code != 200:
+        return [_read_refusal(response)] * count
+    answers = _read(ReplicaAnswers, response).answers
+    if len(answers) != count:
+        raise InternalError(f"a replica gave {len(answers)} answers to {count} images")
+    return [each.predictions if isinstance(each, ReplicaPrediction) else _error(each) for each in answers]
+
+
+def _read(kind: type[Kind], response: httpx2.Response) -> Kind:
+    try:
+        return kind.model_validate_json(response.content)
+    except ValidationError as error:
+        raise InternalError(f"a replica answered something else than {kind.__name__}: {error}") from error
+
+
+def _read_refusal(response: httpx2.Response) -> NotUp:
     try:
         refused = ReplicaError.model_validate_json(response.content)
     except ValidationError:
         return _read_proxy_answer(response)
+    raise _error(refused)
+
+
+def _error(refused: ReplicaError) -> RekindleError:
     if refused.code in _FINAL:
-        raise _FINAL[refused.code](refused.message, refused.details)
-    raise InternalError(f"a replica answered {response.status_code} {refused.code}: {refused.message}")
+        return _FINAL[refused.code](refused.message, refused.details)
+    return InternalError(f"a replica answered {refused.code}: {refused.message}")
 
 
 def _read_proxy_answer(response: httpx2.Response) -> NotUp:
@@ -88,8 +136,13 @@ def _read_proxy_answer(response: httpx2.Response) -> NotUp:
 class Replicas:
     """The trunks' replicas. One per process; `aclose` it."""
 
-    def __init__(self, serve_url: str, *, transport: httpx2.AsyncBaseTransport | None = None) -> None:
-        """`serve_url` is where Serve's proxy answers, e.g. `http://127.0.0.1:8000`."""
+    def __init__(
+        self, serve_url: str, *, max_replicas: int = 1, transport: httpx2.AsyncBaseTransport | None = None
+    ) -> None:
+        """`serve_url` is where Serve's proxy answers, e.g. `http://127.0.0.1:8000`.
+
+        A trunk has `max_replicas` at most.
+        """
         self._client = httpx2.AsyncClient(
             base_url=serve_url,
             transport=transport,
@@ -97,10 +150,14 @@ class Replicas:
             timeout=HEALTH_TIMEOUT_S,
             limits=httpx2.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS),
         )
+        self._calls_at_once = CALLS_AT_ONCE * max_replicas
+        self._couriers: dict[TrunkId, Courier[Answer]] = {}
         self._answered: set[TrunkId] = set()
 
     async def aclose(self) -> None:
-        """Closes its connections."""
+        """Gives up what is under way and closes its connections."""
+        for courier in self._couriers.values():
+            await courier.aclose()
         await self._client.aclose()
 
     async def check(self) -> None:
@@ -131,8 +188,10 @@ class Replicas:
         problem = NotUp("no replica took the request")
         wait_s = FIRST_WAIT_S
         crashes = 0
-        while (remaining_s := deadline - loop.time()) > 0:
-            answer = await self._ask(served, image, top_k, remaining_s)
+        while deadline > loop.time():
+            answer = await self._ask(
+                Parcel(served.model_name, served.version, top_k, image, deadline, alone=crashes > 0), served.trunk_id
+            )
             if not isinstance(answer, NotUp):
                 self._answered.add(served.trunk_id)
                 return answer
@@ -145,23 +204,43 @@ class Replicas:
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
         raise self._late(served, problem)
 
-    async def _ask(self, served: ServedVersion, image: bytes, top_k: int, timeout_s: float) -> list[Prediction] | NotUp:
+    async def _ask(self, parcel: Parcel, trunk_id: TrunkId) -> Answer:
+        courier = self._couriers.get(trunk_id)
+        if courier is None:
+            courier = self._couriers[trunk_id] = Courier(
+                partial(self._send, trunk_id), calls_at_once=self._calls_at_once, max_waiting=MAX_WAITING
+            )
         try:
-            async with asyncio.timeout(timeout_s):
-                response = await self._client.post(
-                    f"{trunk_route(served.trunk_id)}/predict",
-                    params={"model": served.model_name, "version": served.version, "top_k": top_k},
-                    headers={"content-type": "application/octet-stream"},
-                    content=image,
-                    timeout=timeout_s,
-                )
-        except (TimeoutError, httpx2.TimeoutException):
-            return NotUp(f"no replica answered within {timeout_s:.1f} s", timed_out=True)
+            async with asyncio.timeout_at(parcel.deadline):
+                return await courier.ask(parcel)
+        except TimeoutError:
+            return NotUp("no replica answered in time", timed_out=True)
+
+    async def _send(self, trunk_id: TrunkId, parcels: Sequence[Parcel]) -> Sequence[Answer | Exception]:
+        """One call. It lasts as long as anybody may wait for it."""
+        remaining_s = max(parcel.deadline for parcel in parcels) - asyncio.get_running_loop().time()
+        request = partial(
+            self._client.post, headers={"content-type": "application/octet-stream"}, timeout=max(remaining_s, 0.001)
+        )
+        route = trunk_route(trunk_id)
+        try:
+            if len(parcels) == 1:
+                (only,) = parcels
+                query = {"model": only.model, "version": only.version, "top_k": only.top_k}
+                return [read_answer(await request(f"{route}/predict", params=query, content=only.image))]
+            questions = [
+                ReplicaQuestion(model=each.model, version=each.version, top_k=each.top_k, size_bytes=len(each.image))
+                for each in parcels
+            ]
+            body = pack(questions, [each.image for each in parcels])
+            return read_answers(await request(f"{route}/predict-batch", content=body), len(parcels))
+        except httpx2.TimeoutException:
+            answer = NotUp("no replica answered in time", timed_out=True)
         except httpx2.ConnectError:
-            return NotUp("Ray Serve cannot be reached")
+            answer = NotUp("Ray Serve cannot be reached")
         except httpx2.TransportError as error:
-            return NotUp(f"the connection to Ray Serve broke ({type(error).__name__})")
-        return read_answer(response)
+            answer = NotUp(f"the connection to Ray Serve broke ({type(error).__name__})")
+        return [answer] * len(parcels)
 
     def _late(self, served: ServedVersion, problem: NotUp) -> RetryLater:
         name = f"model {served.model_name!r} version {served.version}"

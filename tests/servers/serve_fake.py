@@ -11,6 +11,8 @@ import uvicorn
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from services.contracts.serving import unpack
+
 REJECTED = b"not an image"
 
 
@@ -25,6 +27,8 @@ class FakeServe:
         """Given to the next requests, in order, before anything else is looked at."""
         self.delay_s = 0.0
         self.requests: Counter[str] = Counter()
+        self.batches: list[int] = []
+        """Images of each batch."""
         self.in_progress = 0
         self.most_in_progress = 0
 
@@ -43,26 +47,33 @@ class FakeServe:
 
     def _answer(self, request: Request, body: bytes) -> Response:
         _, trunks, trunk_id, call = request.url.path.split("/")
-        assert (trunks, call, request.method) == ("trunks", "predict", "POST")
+        assert (trunks, request.method) == ("trunks", "POST")
         if trunk_id not in self.deployed:
             return PlainTextResponse(f"Path '{request.url.path}' not found.", 404)
-        model, version = request.query_params["model"], int(request.query_params["version"])
+        if call == "predict-batch":
+            asked = unpack(body)
+            self.batches.append(len(asked))
+            answers = [self._predict(trunk_id, each.model, each.version, each.top_k, image) for each, image in asked]
+            return JSONResponse({"answers": [answer for _, answer in answers]})
+        assert call == "predict"
+        query = request.query_params
+        status, answer = self._predict(trunk_id, query["model"], int(query["version"]), int(query["top_k"]), body)
+        return JSONResponse(answer, status)
+
+    def _predict(
+        self, trunk_id: str, model: str, version: int, top_k: int, image: bytes
+    ) -> tuple[int, dict[str, object]]:
+        """Status and body for one image."""
         if self.versions.get((model, version)) != trunk_id:
-            return JSONResponse({"code": "not_found", "message": f"model {model!r} has no version {version}"}, 404)
-        if body == REJECTED:
-            return JSONResponse(
-                {
-                    "code": "image_rejected",
-                    "message": "the file is not an image",
-                    "details": {"reason": "not_an_image"},
-                },
-                422,
-            )
+            return 404, {"code": "not_found", "message": f"model {model!r} has no version {version}"}
+        if image == REJECTED:
+            details = {"reason": "not_an_image"}
+            return 422, {"code": "image_rejected", "message": "the file is not an image", "details": details}
         ranked = [
-            {"label": f"{body.decode()} by {model} v{version}", "probability": 0.75, "index": 1},
+            {"label": f"{image.decode()} by {model} v{version}", "probability": 0.75, "index": 1},
             {"label": "other", "probability": 0.25, "index": 0},
         ]
-        return JSONResponse({"predictions": ranked[: int(request.query_params["top_k"])]})
+        return 200, {"predictions": ranked[:top_k]}
 
 
 def proxy_busy() -> Response:

@@ -4,7 +4,8 @@ import httpx2
 import pytest
 
 from services.contracts.errors import ImageRejected, InternalError, NotFound, ObjectStoreUnavailable, Overloaded
-from services.inference.replicas import NotUp, read_answer
+from services.contracts.predictions import Prediction
+from services.inference.replicas import NotUp, read_answer, read_answers
 
 
 def replica(status: int, code: str) -> httpx2.Response:
@@ -53,3 +54,23 @@ def test_predictions() -> None:
     body = {"predictions": [{"label": "a", "probability": 0.5, "index": 3}], "added_later": 1}
     (prediction,) = read_answer(httpx2.Response(200, json=body))
     assert (prediction.label, prediction.probability, prediction.index) == ("a", 0.5, 3)
+
+
+def test_the_answers_to_a_batch_are_each_images_own() -> None:
+    predictions = [{"label": "a", "probability": 0.5, "index": 3}]
+    rejected = {"code": "image_rejected", "message": "why", "details": {}}
+    unknown = {"code": "corrupt_object", "message": "why"}
+    body = {"answers": [{"predictions": predictions}, rejected, unknown]}
+    first, second, third = read_answers(httpx2.Response(200, json=body), 3)
+    assert first == [Prediction(label="a", probability=0.5, index=3)]
+    assert isinstance(second, ImageRejected)
+    assert isinstance(third, InternalError)
+
+
+def test_what_concerns_a_batch_concerns_each_image_of_it() -> None:
+    answers = read_answers(httpx2.Response(500, text="Ray Serve's own words"), 2)
+    assert [isinstance(each, NotUp) and each.crashed for each in answers] == [True, True]
+    with pytest.raises(Overloaded):
+        read_answers(replica(503, "overloaded"), 2)
+    with pytest.raises(InternalError, match="1 answers to 2 images"):
+        read_answers(httpx2.Response(200, json={"answers": [{"predictions": []}]}), 2)

@@ -17,7 +17,7 @@ from ray_cluster.serve.service import STUCK_AFTER_S, TrunkService
 from ray_cluster.vision.tails import Tail
 from services.contracts import names
 from services.contracts.errors import InternalError
-from services.contracts.serving import ReplicaError, ReplicaPrediction
+from services.contracts.serving import ReplicaAnswers, ReplicaError, ReplicaPrediction, ReplicaQuestion, pack
 from services.runtime.objects import ObjectStore, open_store
 from tests.servers.published import made_up_trunk, publish, random_tail
 
@@ -175,6 +175,41 @@ async def test_what_cannot_be_answered(
     response = await ask(client, picture((1, 2, 3)), **query)
     assert (response.status_code, response.json()["code"]) == (status, code)
     assert named in response.json()["message"]
+
+
+async def test_a_batch_answers_each_image_for_its_own_model(client: httpx2.AsyncClient, engine: MeanColour) -> None:
+    asked = [
+        ("colours", 1, 3, picture((255, 0, 0))),
+        ("colours", 2, 1, picture((0, 255, 0))),
+        ("colours", 1, 1, b"no image"),
+        ("nobody", 1, 1, picture((0, 0, 255))),
+        ("colours", 1, 0, picture((0, 0, 255))),
+    ]
+    questions = [
+        ReplicaQuestion(model=model, version=version, top_k=top_k, size_bytes=len(image))
+        for model, version, top_k, image in asked
+    ]
+    response = await client.post("/predict-batch", content=pack(questions, [image for *_, image in asked]))
+    assert response.status_code == 200
+    red, green, *refused = ReplicaAnswers.model_validate_json(response.content).answers
+    assert isinstance(red, ReplicaPrediction)
+    assert isinstance(green, ReplicaPrediction)
+    assert [each.label for each in red.predictions] == ["red", "green", "blue"]
+    assert [each.label for each in green.predictions] == ["grün"]
+    codes = [each.code for each in refused if isinstance(each, ReplicaError)]
+    assert codes == ["image_rejected", "not_found", "invalid_request"]
+    alone = await ask(client, picture((255, 0, 0)), model="colours", version=1, top_k=3)
+    assert ReplicaPrediction.model_validate_json(alone.content) == red
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"\0\0\0\x02{}", pack([ReplicaQuestion(model="colours", version=1, top_k=1, size_bytes=5)], [b"four"])],
+)
+async def test_a_broken_batch_is_refused_as_a_whole(client: httpx2.AsyncClient, body: bytes) -> None:
+    response = await client.post("/predict-batch", content=body)
+    assert response.status_code == 422
+    assert ReplicaError.model_validate_json(response.content).code == "invalid_request"
 
 
 async def test_another_call_is_not_found(client: httpx2.AsyncClient) -> None:

@@ -1,0 +1,131 @@
+"""Images that are asked for together go together, in bounds, and each gets its own answer."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from services.contracts.errors import Overloaded
+from services.inference import courier
+from services.inference.courier import Courier, Parcel
+
+
+class Road:
+    """Calls that wait until they are let through."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+        self.open = asyncio.Event()
+        self.failure: Exception | None = None
+
+    async def send(self, parcels: Sequence[Parcel]) -> Sequence[str | Exception]:
+        self.calls.append([each.model for each in parcels])
+        await self.open.wait()
+        if self.failure is not None:
+            raise self.failure
+        return [ValueError(each.model) if each.image == b"bad" else f"to {each.model}" for each in parcels]
+
+
+def parcel(model: str, image: bytes = b"image", *, alone: bool = False) -> Parcel:
+    return Parcel(model, 1, 5, image, deadline=0.0, alone=alone)
+
+
+def make(road: Road, calls_at_once: int = 1, max_waiting: int = 100) -> Courier[str]:
+    return Courier(road.send, calls_at_once=calls_at_once, max_waiting=max_waiting)
+
+
+async def asked(carrier: Courier[str], parcels: Sequence[Parcel]) -> list[asyncio.Task[str]]:
+    tasks = [asyncio.create_task(carrier.ask(each)) for each in parcels]
+    await asyncio.sleep(0)  # each has asked
+    await asyncio.sleep(0)  # each free call has begun
+    return tasks
+
+
+async def test_what_comes_while_a_call_is_under_way_goes_in_the_next() -> None:
+    road = Road()
+    carrier = make(road)
+    first = await asked(carrier, [parcel("a")])
+    later = await asked(carrier, [parcel("b"), parcel("c"), parcel("d")])
+    road.open.set()
+    assert await asyncio.gather(*first, *later) == ["to a", "to b", "to c", "to d"]
+    assert road.calls == [["a"], ["b", "c", "d"]]
+
+
+async def test_what_comes_together_is_shared_out_to_the_free_calls() -> None:
+    road = Road()
+    tasks = await asked(make(road, calls_at_once=3), [parcel(str(number)) for number in range(8)])
+    assert [len(call) for call in road.calls] == [3, 3, 2]
+    road.open.set()
+    assert await asyncio.gather(*tasks) == [f"to {number}" for number in range(8)]
+
+
+async def test_a_batch_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(courier, "MAX_BATCH", 3)
+    monkeypatch.setattr(courier, "MAX_BATCH_BYTES", 10)
+    road = Road()
+    carrier = make(road)
+    sizes = [1, 1, 1, 1, 6, 5, 99]
+    tasks = await asked(carrier, [parcel("first")])
+    tasks += await asked(carrier, [parcel(str(size), bytes(size)) for size in sizes])
+    road.open.set()
+    await asyncio.gather(*tasks)
+    assert road.calls == [["first"], ["1", "1", "1"], ["1", "6"], ["5"], ["99"]]
+
+
+async def test_what_may_bring_a_replica_down_goes_alone() -> None:
+    road = Road()
+    carrier = make(road)
+    tasks = await asked(carrier, [parcel("first")])
+    tasks += await asked(carrier, [parcel("a"), parcel("b", alone=True), parcel("c"), parcel("d")])
+    road.open.set()
+    await asyncio.gather(*tasks)
+    assert road.calls == [["first"], ["a"], ["b"], ["c", "d"]]
+
+
+async def test_an_images_error_is_its_own_and_a_calls_is_everyones() -> None:
+    road = Road()
+    road.open.set()
+    carrier = make(road)
+    one, other = await asyncio.gather(
+        carrier.ask(parcel("a", b"bad")), carrier.ask(parcel("b")), return_exceptions=True
+    )
+    assert isinstance(one, ValueError)
+    assert other == "to b"
+    road.failure = ConnectionError("gone")
+    answers = await asyncio.gather(*(carrier.ask(parcel(name)) for name in "cd"), return_exceptions=True)
+    assert answers == [road.failure] * 2
+    road.failure = None
+    assert await carrier.ask(parcel("e")) == "to e"
+
+
+async def test_more_than_may_wait_are_refused_at_once() -> None:
+    road = Road()
+    carrier = make(road, max_waiting=2)
+    tasks = await asked(carrier, [parcel("under way")])
+    tasks += await asked(carrier, [parcel("a"), parcel("b")])
+    with pytest.raises(Overloaded):
+        await carrier.ask(parcel("c"))
+    road.open.set()
+    assert len(await asyncio.gather(*tasks)) == 3
+
+
+async def test_whoever_has_gone_away_is_left_out() -> None:
+    road = Road()
+    carrier = make(road)
+    tasks = await asked(carrier, [parcel("under way")])
+    gone, staying = await asked(carrier, [parcel("gone"), parcel("staying")])
+    gone.cancel()
+    await asyncio.wait([gone])
+    road.open.set()
+    assert await staying == "to staying"
+    await asyncio.gather(*tasks)
+    assert road.calls == [["under way"], ["staying"]]
+
+
+async def test_closing_gives_up_what_is_under_way() -> None:
+    road = Road()
+    carrier = make(road)
+    (task,) = await asked(carrier, [parcel("a")])
+    await carrier.aclose()
+    with pytest.raises(asyncio.CancelledError):
+        await task
