@@ -49,6 +49,10 @@ class FineTuneLoop:
         """See `TrainingLoop.compute`."""
         return self._problem.compute(task, shard)
 
+    def warm_up(self) -> None:
+        """See `TrainingLoop.warm_up`. TensorFlow compiles a function when it is first called."""
+        self._problem.warm_up(self._problem.start(self._head.tail))
+
     def begin(self) -> FineTuneState:
         """See `TrainingLoop.begin`."""
         return fine_tune_loop.begin(self._problem, self._problem.start(self._head.tail), self._base_step)

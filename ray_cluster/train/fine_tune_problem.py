@@ -83,6 +83,7 @@ class NetworkProblem:
         self._pooled_dim = len(standard.mean_D)
         self._network = _Network(upper, standard, class_count)
         self.block_parameters = self._network.block_parameters
+        self._pretrained_P = np.concatenate([np.zeros(0), *_flat(upper.trainable_variables)]).astype(np.float32)
         self._assigned: Vector | Vector32 | None = None
         """Whose values the variables have. Parameter vectors are never changed in place."""
         self._plan = lru_cache(2)(self._plan_epoch)
@@ -97,8 +98,7 @@ class NetworkProblem:
         """The pretrained blocks and the fitted head, which is on raw features."""
         kernel_FK = head.kernel_DK.astype(np.float64) * self._standard.scale_D[:, np.newaxis]
         bias_K = head.bias_K + self._standard.mean_D @ head.kernel_DK.astype(np.float64)
-        parts = [variable.numpy().ravel() for variable in self.upper.trainable_variables]
-        return np.concatenate([*parts, kernel_FK.ravel(), bias_K]).astype(np.float32)
+        return np.concatenate([self._pretrained_P, kernel_FK.ravel(), bias_K]).astype(np.float32)
 
     def finish(self, params_P: Vector32) -> Tail:
         """Leaves the parameters in `upper`, and returns the head for raw features."""
@@ -107,10 +107,16 @@ class NetworkProblem:
 
     # --- sums over shards ---
 
+    def warm_up(self, params_P: Vector32) -> None:
+        """Computes a shard of each kind, for nothing but having done it."""
+        self.compute(ShardTask(Quantity.GRADIENT, _step_rows(0, 0), params_P), 0)
+        if self._validation is not None:
+            self.compute(ShardTask(Quantity.QUALITY, _VALIDATION, params_P), 0)
+
     def step(self, epoch: int, step: int, params_P: Vector32) -> StepResult:
         """See `FineTuneProblem.step`."""
         count = len(self._shard_places(epoch, step))
-        task = ShardTask(Quantity.GRADIENT, f"step:{epoch}:{step}", params_P)
+        task = ShardTask(Quantity.GRADIENT, _step_rows(epoch, step), params_P)
         loss = accuracy = 0.0
         gradient_P = np.zeros_like(params_P)
         kernel = slice(self.block_parameters, len(params_P) - self._class_count)
@@ -236,6 +242,15 @@ class _Network:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         logits_BK = self._logits(features_BD, None)
         return _weighted_loss(logits_BK, labels_B, weights_B), _weighted_accuracy(logits_BK, labels_B, weights_B)
+
+
+def _step_rows(epoch: int, step: int) -> str:
+    """Names a step's batch in a `ShardTask`."""
+    return f"step:{epoch}:{step}"
+
+
+def _flat(variables: Sequence[keras.Variable]) -> list[npt.NDArray[np.float32]]:
+    return [variable.numpy().ravel() for variable in variables]
 
 
 def _compiled(function: Callable[..., object]) -> Callable[..., tuple[tf.Tensor, ...]]:

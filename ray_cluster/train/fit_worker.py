@@ -1,5 +1,4 @@
 """A job's fit, or its fine-tuning, in a trainer. What is trained, and how, is a `TrainingLoop`; this module runs it.
-TensorFlow loads here, and for fine-tuning only.
 
 Resumes from the job's newest checkpoint, whichever attempt and trainer wrote it, else begins. Writes checkpoints in
 the interval that the spec asks for, and after every step that takes long; the last one, which holds the finished
@@ -11,15 +10,16 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
-from typing import Any, Generic
+from typing import Generic
 
-from ray_cluster.train import checkpoints, head_loop
+from ray_cluster.train import checkpoints
 from ray_cluster.train.background import Background
 from ray_cluster.train.checkpoints import Checkpoint, CheckpointWriter, Snapshot, WriterFault
 from ray_cluster.train.failures import classify
 from ray_cluster.train.finished import is_finished
 from ray_cluster.train.fit_control import FitControl, Identity, Order
 from ray_cluster.train.fit_job import FitEnd, FitJob, FitReturn
+from ray_cluster.train.loaded import LoadedLoop
 from ray_cluster.train.reporter import Reporter
 from ray_cluster.train.shards import ShardMap, compute_here
 from ray_cluster.train.training_loop import LoopState, State, TrainingLoop
@@ -27,7 +27,7 @@ from services.contracts import names
 from services.contracts.base import utc_now
 from services.contracts.errors import Fenced
 from services.contracts.ids import JobId
-from services.contracts.jobs import Fence, Recovery, Stage
+from services.contracts.jobs import Fence, Recovery
 from services.runtime.objects import ObjectStore, open_store
 
 LONG_STEP_S = 5.0
@@ -58,11 +58,18 @@ def load_tensorflow() -> None:
 
 
 def run(
-    job: FitJob, control: FitControl, map_shards: ShardMap = compute_here, say: Callable[[str], None] = _log.info
+    loaded: LoadedLoop,
+    job: FitJob,
+    control: FitControl,
+    map_shards: ShardMap = compute_here,
+    say: Callable[[str], None] = _log.info,
 ) -> FitReturn:
-    """Trains what the job says. Never raises: what went wrong is in the result. `say` gets lines for the job's log."""
+    """Trains what the job says. Never raises: what went wrong is in the result.
+
+    `loaded` is the job's loop, loaded or not, maybe for an earlier attempt. `say` gets lines for the job's log.
+    """
     try:
-        _fit(job, control, map_shards, say)
+        _fit(loaded, job, control, map_shards, say)
     except _Stopped as stopped:
         return FitReturn(end=stopped.end)
     except Exception as error:  # noqa: BLE001 - the edge of the process: every error is classified
@@ -70,16 +77,6 @@ def run(
         failure = classify(error)
         return FitReturn(end=FitEnd.GIVEN_UP if failure is None else FitEnd.FAILED, failure=failure)
     return FitReturn(end=FitEnd.DONE)
-
-
-def load(job: FitJob, map_shards: ShardMap = compute_here) -> TrainingLoop[Any]:
-    """Reads what the job's stage trains on, and sets it up. The same in every trainer of the job."""
-    store = open_store(job.bucket_uri)
-    if job.stage is not Stage.FINE_TUNE:
-        return head_loop.load(store, job, map_shards)
-    from ray_cluster.train import fine_tune  # noqa: PLC0415 - TensorFlow
-
-    return fine_tune.load(store, job, map_shards)
 
 
 class _Fit(Generic[State]):
@@ -215,23 +212,24 @@ class _Fit(Generic[State]):
         return Reporter(self._store, self._job.job_id, identity.attempt, term=identity.term, say=self._say)
 
 
-def _fit(job: FitJob, control: FitControl, map_shards: ShardMap, say: Callable[[str], None]) -> None:
+def _fit(
+    loaded: LoadedLoop, job: FitJob, control: FitControl, map_shards: ShardMap, say: Callable[[str], None]
+) -> None:
     began_at = utc_now()
     store = open_store(job.bucket_uri)
     checkpoint = checkpoints.load_newest(store, job.job_id, discard_damaged=True)
     if is_finished(checkpoint, job.stage):
         return
-    loop = load(job, map_shards)
-    fit = _Fit(store, job, control, loop, say, began_at)
-    try:
-        state = fit.resume(checkpoint) or loop.begin()
-        while not state.done:
-            state = loop.advance(state)
-            fit.after_step(state)
-        fit.writer.save_now(loop.finish(state), None)
-    finally:
-        fit.end()
-        loop.close()
+    with loaded.running(map_shards) as loop:
+        fit = _Fit(store, job, control, loop, say, began_at)
+        try:
+            state = fit.resume(checkpoint) or loop.begin()
+            while not state.done:
+                state = loop.advance(state)
+                fit.after_step(state)
+            fit.writer.save_now(loop.finish(state), None)
+        finally:
+            fit.end()
 
 
 def _goes_on_without(store: ObjectStore, job_id: JobId, attempt: int) -> bool:

@@ -35,6 +35,9 @@ class HeadLoop:
         """See `TrainingLoop.compute`."""
         return self._problem.compute(task, shard)
 
+    def warm_up(self) -> None:
+        """See `TrainingLoop.warm_up`."""
+
     def begin(self) -> FitState:
         """See `TrainingLoop.begin`."""
         return fit_loop.begin(self._problem, self._settings)

@@ -176,9 +176,9 @@ class Supervisor:
             known = trainers.find()
             place = self._capacity.place
             usable = [each for each in known if each.view.node_id not in avoiding and each.suits(place)]
-            # A helper has the job's features in memory already; it also knows what it is to assist.
+            # A helper has the job in memory already, and so has the standby.
             idle = [each for each in usable if each.view.assists == self._job.work or each.idle]
-            idle.sort(key=lambda each: (each.view.assists is None, self._fine_tunes and not each.view.has_tensorflow))
+            idle.sort(key=lambda each: (each.view.assists is None, each.view.ready_for != self._job.work))
             for trainer in idle:
                 if self._take(trainer, self._term):
                     _log.info("the fit goes to %s, term %d", trainer.name, self._term)
@@ -263,11 +263,11 @@ class Supervisor:
     def _successor(self, leader: KnownTrainer, draining: Collection[str]) -> KnownTrainer | None:
         """A standby that is ready, on a node that stays; one is started where there is none."""
         others = [each for each in trainers.find() if each.name != leader.name and not each.view.running]
-        standbys = [each for each in others if each.view.has_tensorflow or not self._fine_tunes]
+        standbys = [each for each in others if each.view.ready_for == self._job.work]
         place = self._capacity.place
         staying = [each for each in standbys if each.view.node_id not in draining and each.suits(place)]
         if not staying:
-            trainers.keep_warm(place, draining, tensorflow=self._fine_tunes)
+            trainers.stand_by(place, self._job.work, self._job_json, draining)
         return staying[0] if staying else None
 
     def _keep_standby(self, leader: KnownTrainer, draining: Collection[str], lasted_s: float) -> None:
@@ -276,9 +276,8 @@ class Supervisor:
             return
         gone_with_it = {leader.view.node_id, *draining}
         others = [node_id for node_id in self._capacity.nodes(trainers.CPUS) if node_id not in gone_with_it]
-        # A fit of a head before fine-tuning is short, and the trainers that are there have been told to get ready.
         avoiding = gone_with_it if others else draining
-        trainers.keep_warm(self._capacity.place, avoiding, others, tensorflow=self._fine_tunes)
+        trainers.stand_by(self._capacity.place, self._job.work, self._job_json, avoiding, others)
 
     def _gather(self) -> None:
         """Waits until as many trainers as the spec asks for at least, the leader included, could begin."""

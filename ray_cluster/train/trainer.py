@@ -23,6 +23,7 @@ from ray_cluster.train.crew import Crew
 from ray_cluster.train.fit_control import FitControl, Identity, Order
 from ray_cluster.train.fit_job import FitEnd, FitJob, FitNews, FitReturn
 from ray_cluster.train.lbfgs import Vector
+from ray_cluster.train.loaded import LoadedLoop
 from ray_cluster.train.shards import Quantity, ShardResult, ShardTask
 from ray_cluster.train.work import Watch
 from services.contracts import names
@@ -51,8 +52,8 @@ class TrainerView:
     running: bool
     assists: str | None
     """The work for which it computes shards."""
-    has_tensorflow: bool
-    """Loaded, so that fine-tuning could begin at once."""
+    ready_for: str | None
+    """The work that it has loaded, to begin with at once."""
 
 
 class NotMine(Exception):
@@ -62,7 +63,7 @@ class NotMine(Exception):
 class _RunningFit:
     """A fit in its thread."""
 
-    def __init__(self, job: FitJob, identity: Identity, supervisor: str) -> None:
+    def __init__(self, job: FitJob, identity: Identity, supervisor: str, loaded: LoadedLoop) -> None:
         self.job = job
         self.supervisor = supervisor
         """Who took it last."""
@@ -76,7 +77,7 @@ class _RunningFit:
             watch = Watch()
             try:
                 with watch.working():
-                    returned = fit_worker.run(job, self.control, self.crew, self.said.append)
+                    returned = fit_worker.run(loaded, job, self.control, self.crew, self.said.append)
                 self.returned = returned.model_copy(update={"span": watch.spans[0]})
             finally:
                 self.ended.set()
@@ -108,8 +109,10 @@ class Trainer:
         self._node_labels: dict[str, str] = labels
         self._lock = threading.RLock()
         self._fit: _RunningFit | None = None
-        self._assisting: _Assistance | None = None
-        self._tensorflow_asked_for = self._has_tensorflow = False
+        self._assisting: LoadedLoop | None = None
+        self._standing_by: LoadedLoop | None = None
+        self._ready_for: str | None = None
+        self._tensorflow_asked_for = False
         self._used_at_s = time.monotonic()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
@@ -123,17 +126,42 @@ class Trainer:
                 identity=fit.control.identity if fit else None,
                 running=fit is not None and fit.running,
                 assists=assisting.job.work if assisting else None,
-                has_tensorflow=self._has_tensorflow,
+                ready_for=self._ready_for,
             )
 
+    # --- as a standby ---
+
     def load_tensorflow(self) -> None:
-        """Gets ready to fine-tune, which takes seconds. Returns at once where an earlier call saw or sees to it."""
+        """For a job that will fine-tune. Takes seconds; returns at once where an earlier call saw or sees to it."""
         with self._lock:
             if self._tensorflow_asked_for:
                 return
             self._tensorflow_asked_for = True
         fit_worker.load_tensorflow()
-        self._has_tensorflow = True
+
+    def get_ready(self, job_json: str) -> None:
+        """Loads the job, to go on with it when its trainer is lost. Does nothing where that is done or under way, or
+        while it runs a fit itself."""
+        job = FitJob.model_validate_json(job_json)
+        with self._lock:
+            self._used_at_s = time.monotonic()
+            if self._fit is not None and self._fit.running:
+                return
+            if self._standing_by is not None and self._standing_by.job.work == job.work:
+                return
+            self._ready_for = None
+            self._standing_by = loaded = LoadedLoop(job)
+        try:
+            loaded.load()
+        except Exception:  # noqa: BLE001 - nobody waits for this call; whoever needs the job loads it again
+            _log.warning("%s cannot be loaded yet", job.work, exc_info=True)
+            with self._lock:
+                if self._standing_by is loaded:
+                    self._standing_by = None
+            return
+        with self._lock:
+            if self._standing_by is loaded:
+                self._ready_for = job.work
 
     # --- as the one who runs the fit ---
 
@@ -155,8 +183,9 @@ class Trainer:
                 return adopted
             if fit is not None and fit.running:
                 return False
-            self._assisting = None
-            self._fit = _RunningFit(job, identity, supervisor)
+            known = [each for each in (self._standing_by, self._assisting) if each and each.job.work == job.work]
+            self._assisting = self._standing_by = self._ready_for = None
+            self._fit = _RunningFit(job, identity, supervisor, known[0] if known else LoadedLoop(job))
             return True
 
     def wait(self, work: str, attempt: int, term: int, supervisor: str, timeout_s: float) -> str:
@@ -202,7 +231,8 @@ class Trainer:
                 return False
             if self._assisting is not None and self._assisting.job.work == job.work:
                 return True
-        loaded = _Assistance(job)
+        loaded = LoadedLoop(job)
+        loaded.load()
         with self._lock:
             self._assisting = loaded
         return True
@@ -246,19 +276,6 @@ class Trainer:
             fit.control.give(Order.HAND_OVER)
         elif silent_s > ORPHANED_S and _has_ended(fit.job):
             fit.control.give(Order.ABANDON)
-
-
-class _Assistance:
-    """A job's shards, computed by one thread at a time."""
-
-    def __init__(self, job: FitJob) -> None:
-        self.job = job
-        self._loop = fit_worker.load(job)
-        self._lock = threading.Lock()
-
-    def compute(self, task: ShardTask, shards: list[int]) -> list[ShardResult]:
-        with self._lock:
-            return [self._loop.compute(task, shard) for shard in shards]
 
 
 def _is_done(fit: _RunningFit) -> bool:

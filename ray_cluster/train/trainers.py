@@ -137,24 +137,24 @@ def _view(ref: "ray.ObjectRef[TrainerView]") -> TrainerView:
     return view
 
 
-def keep_warm(
-    place: Place, avoiding: Collection[str] = (), preferring: Collection[str] = (), *, tensorflow: bool
+def stand_by(
+    place: Place, work: str, job_json: str, avoiding: Collection[str] = (), preferring: Collection[str] = ()
 ) -> None:
-    """Starts a trainer where none is idle or starting at the place, on a node that is not one of `avoiding`.
+    """Has an idle trainer at the place, on a node that is not one of `avoiding`, get ready for the job (`FitJob` JSON)
+    whose work that is; starts one where none is idle or starting.
 
-    It is started on that one of the nodes `preferring` that has the fewest trainers, where there are any. With
-    `tensorflow`, one that is idle has, or gets, that. Returns at once.
+    It is started on that one of the nodes `preferring` that has the fewest trainers, where there are any. Returns at
+    once: call it again and again.
     """
     answered = find()
     usable = [trainer for trainer in answered if trainer.suits(place) and trainer.view.node_id not in avoiding]
     idle = [trainer for trainer in usable if trainer.idle]
-    if tensorflow and idle and not any(trainer.view.has_tensorflow for trainer in idle):
-        idle[0].actor.load_tensorflow.remote()
-    if idle or names_starting(place, answered):
-        return
-    there = Counter(trainer.view.node_id for trainer in answered)
-    node_id = min(preferring, key=lambda node_id: (there[node_id], node_id), default=None)
-    start(place, node_id=node_id, tensorflow=tensorflow)
+    if idle:
+        if not any(trainer.view.ready_for == work for trainer in idle):
+            idle[0].actor.get_ready.remote(job_json)
+    elif not names_starting(place, answered):
+        there = Counter(trainer.view.node_id for trainer in answered)
+        start(place, node_id=min(preferring, key=lambda node_id: (there[node_id], node_id), default=None))
 
 
 def prepare(place: Place, nodes: Collection[str], *, tensorflow: bool) -> None:

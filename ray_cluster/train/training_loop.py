@@ -45,6 +45,10 @@ class TrainingLoop(Protocol[State]):
         """A shard's share of a sum. Pure."""
         ...
 
+    def warm_up(self) -> None:
+        """Does once what takes longer the first time. Changes nothing."""
+        ...
+
     def begin(self) -> State:
         """The state before the first step."""
         ...

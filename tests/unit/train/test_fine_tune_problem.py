@@ -84,6 +84,15 @@ def test_it_begins_where_the_fit_ended(case: Case) -> None:
     assert quality.accuracy == pytest.approx((probabilities_NK.argmax(axis=1) == case.labels_N).mean(), abs=0.051)
 
 
+def test_it_begins_there_whatever_it_has_computed_before(case: Case) -> None:
+    """A standby has warmed up, and a helper has computed shards, before they run the job."""
+    problem = case.problem()
+    start_P = problem.start(case.head)
+    problem.warm_up(start_P)
+    problem.step(0, 0, start_P + 1)
+    assert problem.start(case.head).tobytes() == start_P.tobytes()
+
+
 def test_the_gradient_is_the_slope_of_the_loss(case: Case) -> None:
     l2 = 0.5
     problem = case.problem(dropout=0.3, l2=l2)

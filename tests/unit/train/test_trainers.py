@@ -11,7 +11,7 @@ from ray_cluster.train.trainers import KnownTrainer, nodes_without
 
 def trainer(node_id: str, *, idle: bool = True) -> KnownTrainer:
     work = None if idle else "job_1:fit"
-    view = TrainerView(node_id, {}, work=work, identity=None, running=not idle, assists=None, has_tensorflow=False)
+    view = TrainerView(node_id, {}, work=work, identity=None, running=not idle, assists=None, ready_for=None)
     return KnownTrainer(f"trainer-{node_id}", None, view)
 
 
