@@ -6,7 +6,7 @@ cluster, so a successor goes on where a dead leader stopped, and every step may 
 
 import asyncio
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import structlog
 
@@ -205,15 +205,12 @@ class Reconciler:
                 status, message, error_type = job.status, job.message, job.error_type
                 if row.submitted_at is None and await transitions.mark_submitted(actor.leased, row, now):
                     row = await self._reread(row)
+        row = await self._take_over_reports(actor, row, now)
         outcome = None
         if status not in (RayStatus.PENDING, RayStatus.RUNNING) or row.state == JobState.EVALUATING:
             outcome = await asyncio.to_thread(records.read_outcome, store, job_id, row.attempt)
-        reports = await asyncio.to_thread(records.read_progress, store, job_id, row.attempt, row.progress_seq)
-        if reports and await transitions.take_over(actor.leased, row, reports, now):
-            self._training.changed.send()
-            if any(report.data.get("trunk_id") for report in reports):
-                self._training.published.send()
-            row = await self._reread(row)
+            if outcome is not None:
+                row = await self._take_over_reports(actor, row, now)  # what it said last, before it ended
         waited = timedelta(0) if row.submitted_at is None else now - row.submitted_at
         seen = Observation(
             ray=status,
@@ -224,6 +221,17 @@ class Reconciler:
             silent=now - row.updated_at,
         )
         return row, seen
+
+    async def _take_over_reports(self, actor: Actor, row: JobRow, now: datetime) -> JobRow:
+        """The row, with what its attempt has reported since."""
+        job_id, store = JobId(row.id), self._training.store
+        reports = await asyncio.to_thread(records.read_progress, store, job_id, row.attempt, row.progress_seq)
+        if not reports or not await transitions.take_over(actor.leased, row, reports, now):
+            return row
+        self._training.changed.send()
+        if any(report.data.get("trunk_id") for report in reports):
+            self._training.published.send()
+        return await self._reread(row)
 
     async def _reread(self, row: JobRow) -> JobRow:
         async with self._training.database.session() as session:
