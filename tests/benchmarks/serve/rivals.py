@@ -88,23 +88,9 @@ def serve_fastapi(port: int, backbone: BackboneName, weights: Path) -> None:
 
 def serve_litserve(port: int, backbone: BackboneName, weights: Path) -> None:
     """LitServe with its dynamic batching."""
-    import litserve
+    from tests.benchmarks.serve import lit
 
-    class Api(litserve.LitAPI):
-        def setup(self, device: str) -> None:
-            self.classifier = KerasClassifier(backbone, weights)
-
-        def decode_request(self, request: Any) -> Any:
-            return self.classifier.decode(request[FORM_FIELD].file.read())
-
-        def predict(self, x: Any) -> Any:
-            return self.classifier.predict_batch(x)
-
-        def encode_response(self, output: Any) -> Any:
-            return {"probabilities": output}
-
-    server = litserve.LitServer(Api(max_batch_size=BATCH, batch_timeout=BATCH_WAIT_S), accelerator="cpu")
-    server.run(port=port, generate_client_file=False, log_level="warning")
+    lit.serve(port, backbone, weights)
 
 
 def serve_ray(port: int, backbone: BackboneName, weights: Path) -> None:
