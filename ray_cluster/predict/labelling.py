@@ -8,6 +8,7 @@ fifth of the image.
 
 import hashlib
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 
 from ray_cluster.predict.snapshot import Shard
@@ -78,16 +79,16 @@ def label_shard(
     store: ObjectStore,
     source: ObjectStore,
     job_id: JobId,
-    trunk: TrunkManifest,
-    model: TailKey,
-    top_k: int,
     shard: Shard,
+    top_k: int,
+    load: Callable[[], Labeller],
 ) -> None:
-    """Labels the shard unless that is done, and writes its result unless somebody was faster."""
+    """Labels the shard unless that is done, and writes its result unless somebody was faster. `load` gives what labels,
+    where it is needed."""
     key = names.prediction_shard(job_id, shard.number)
     if store.head(key) is not None:
         return
-    result = _labeller(store, trunk, model).label_shard(source, shard, top_k)
+    result = load().label_shard(source, shard, top_k)
     store.put(key, result.model_dump_json().encode(), if_absent=True)
 
 
@@ -95,8 +96,8 @@ _labellers: dict[tuple[str, TailKey], Labeller] = {}
 _labellers_lock = threading.Lock()
 
 
-def _labeller(store: ObjectStore, trunk: TrunkManifest, model: TailKey) -> Labeller:
-    """Loaded once per process, which labels many shards."""
+def load_labeller(store: ObjectStore, trunk: TrunkManifest, model: TailKey) -> Labeller:
+    """Loaded once per process, which labels many shards. Raises as `Labeller.load` does."""
     with _labellers_lock:
         key = (store.uri, model)
         if key not in _labellers:

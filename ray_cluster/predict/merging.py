@@ -100,8 +100,8 @@ def csv_row(image: LabelledImage) -> str:
 def csv_line(cells: Sequence[object]) -> str:
     """Cells quoted as RFC 4180 says; lines end in a line feed alone."""
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
-    return line.getvalue()
+    csv.writer(line).writerow(cells)  # with its own "\r\n", so that cells with either of the two are quoted
+    return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _results(store: ObjectStore, job_id: JobId, snapshot: Snapshot) -> Iterator[ShardResult]:

@@ -2,7 +2,7 @@
 
 import ray
 
-from ray_cluster.predict.labelling import label_shard
+from ray_cluster.predict.labelling import label_shard, load_labeller
 from ray_cluster.predict.snapshot import Shard
 from ray_cluster.serve.model_tails import TailKey
 from ray_cluster.train.dispatch import TASK_CPUS
@@ -20,5 +20,6 @@ def label_task(
     """`label_shard` on some node; how many files it had."""
     watch = Watch()
     with watch.working():
-        label_shard(open_store(bucket_uri), open_store(source_uri), job_id, trunk, model, top_k, shard)
+        store = open_store(bucket_uri)
+        label_shard(store, open_store(source_uri), job_id, shard, top_k, lambda: load_labeller(store, trunk, model))
     return Done(len(shard.files), watch.spans[0])
