@@ -251,6 +251,10 @@ class Stage(StrEnum):
                 return JobState.PREDICTING
 
 
+TRAINING_STAGES = (Stage.PREFLIGHT, Stage.FEATURES, Stage.FIT, Stage.FINE_TUNE, Stage.EVALUATE, Stage.PUBLISH)
+"""Of a training job that fine-tunes; others do without `FINE_TUNE`."""
+
+
 class FailureClass(StrEnum):
     """Whose fault a failed attempt is; decides whether and when there is another."""
 

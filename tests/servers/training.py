@@ -98,27 +98,12 @@ class PlayedAttempt:
 
     def predict(self, contents: dict[str, bytes], *, version: int = 1, quarantined: int = 0) -> BatchResult:
         """The labels are there: results with these contents, by file name."""
-        refs: dict[str, ObjectRef] = {}
+        refs: list[ObjectRef] = []
         for name in (PREDICTIONS_JSONL, PREDICTIONS_CSV, QUARANTINE_JSONL, QUARANTINE_CSV):
             data, key = contents.get(name, b""), names.prediction_file(self.job_id, name)
             self.store.put(key, data)
-            refs[name.replace(".", "_")] = ObjectRef(
-                key=key, sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)
-            )
-        result = BatchResult(
-            model_name="flowers",
-            version=version,
-            trunk_id=TrunkId("a" * 64),
-            weights_sha256="0" * 64,
-            source_uri="s3://pets/new",
-            file_count=3 + quarantined,
-            image_count=3,
-            quarantined_count=quarantined,
-            ignored_count=0,
-            labels=[LabelCount(label="rose", count=3)],
-            finished_at=utc_now(),
-            **refs,
-        )
+            refs.append(ObjectRef(key=key, sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)))
+        result = make_result(refs, version=version, quarantined=quarantined)
         self.store.put(names.prediction_result(self.job_id), result.model_dump_json().encode())
         self._end(None, None, result)
         self.ray.set(self.submission_id, RayStatus.SUCCEEDED)
@@ -188,6 +173,27 @@ def make_manifest(
         ),
         predictions=None,
         fingerprint=None,
+    )
+
+
+def make_result(refs: list[ObjectRef], *, version: int = 1, quarantined: int = 0) -> BatchResult:
+    """What a batch prediction of three images made: labels as JSON lines and as a table, and the quarantine."""
+    return BatchResult(
+        model_name="flowers",
+        version=version,
+        trunk_id=TrunkId("a" * 64),
+        weights_sha256="0" * 64,
+        source_uri="s3://pets/new",
+        file_count=3 + quarantined,
+        image_count=3,
+        quarantined_count=quarantined,
+        ignored_count=0,
+        labels=[LabelCount(label="rose", count=3)],
+        predictions_jsonl=refs[0],
+        predictions_csv=refs[1],
+        quarantine_jsonl=refs[2],
+        quarantine_csv=refs[3],
+        finished_at=utc_now(),
     )
 
 
