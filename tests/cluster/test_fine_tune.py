@@ -95,6 +95,18 @@ def test_what_is_served_is_what_was_evaluated(attempts: Attempts, textures: Path
         assert [{"label": each.label, "probability": each.probability} for each in answer] == line["predictions"]
 
 
+def test_a_batch_prediction_labels_as_was_evaluated(attempts: Attempts, textures: Path, undisturbed: JobId) -> None:
+    model = attempts.model(undisturbed)
+    job = attempts.accept_prediction(textures / "test", model)
+    assert attempts.run(job) == 0, attempts.log(job)
+    lines = attempts.store.get(attempts.predicted(job).predictions_jsonl.key).decode().splitlines()
+    images = {f"test/{image['path']}": image["predictions"] for image in map(json.loads, lines)}
+    evaluated = {line["path"]: line["predictions"] for line in lines_of(attempts, model)}
+    assert images.keys() == evaluated.keys()
+    for path, predictions in images.items():
+        assert [{"label": each["label"], "probability": each["probability"]} for each in predictions] == evaluated[path]
+
+
 def test_serve_runs_it_on_an_application_of_its_trunk(
     attempts: Attempts, textures: Path, undisturbed: JobId, serve_url: str
 ) -> None:
