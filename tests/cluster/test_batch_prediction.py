@@ -1,4 +1,4 @@
-"""Batch predictions on a real Ray cluster: the labels are those of evaluation and of serving, and all files are there."""
+"""Batch predictions on a real Ray cluster: the labels of evaluation and of serving, for every file."""
 
 import csv
 import hashlib
