@@ -2,8 +2,8 @@
 
 An image is read and decoded once, and trunk and tail run on it in the same process, by the code that serving runs. Its
 features are neither looked up in the feature cache nor kept there: most images that are labelled are seen once, the
-cache is found by a hash of bytes that would have to be read all the same, and keeping features costs as much space as a
-fifth of the image.
+cache is found by a hash of bytes that would have to be read all the same, and its index alone would take longer to read
+than many sources to label.
 """
 
 import hashlib

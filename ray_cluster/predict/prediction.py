@@ -30,7 +30,7 @@ from services.runtime.objects import ObjectStore, open_store
 
 
 @dataclass(frozen=True, slots=True)
-class _Order:
+class Order:
     """What is to be done."""
 
     model: ModelManifest
@@ -63,7 +63,7 @@ def find_result(store: ObjectStore, job_id: JobId) -> BatchResult | None:
         return None
 
 
-def _read_order(context: AttemptContext) -> _Order:
+def _read_order(context: AttemptContext) -> Order:
     record = context.record
     if record.prediction is None or record.source_uri is None or record.model_version is None:
         raise InternalError(f"job {record.job_id} is to label images and says not which, or with what")
@@ -73,7 +73,7 @@ def _read_order(context: AttemptContext) -> _Order:
             f"model {record.model_name!r} has no version {record.model_version} in the bucket",
             {"model_name": record.model_name, "version": record.model_version},
         )
-    return _Order(model, record.source_uri, record.prediction.top_k)
+    return Order(model, record.source_uri, record.prediction.top_k)
 
 
 def run_list(context: AttemptContext, source_uri: str) -> Snapshot:
@@ -88,7 +88,7 @@ def run_list(context: AttemptContext, source_uri: str) -> Snapshot:
         return snapshot
 
 
-def run_predict(context: AttemptContext, order: _Order, snapshot: Snapshot) -> None:
+def run_predict(context: AttemptContext, order: Order, snapshot: Snapshot) -> None:
     """Labels every shard that has no result; a lost task is run again elsewhere."""
     store, job_id = context.store, context.record.job_id
     with running(context, Stage.PREDICT) as stage:
@@ -106,7 +106,7 @@ def run_predict(context: AttemptContext, order: _Order, snapshot: Snapshot) -> N
             context.reporter.progress(Stage.PREDICT, done, total, "images")
 
 
-def run_merge(context: AttemptContext, order: _Order, snapshot: Snapshot) -> BatchResult:
+def run_merge(context: AttemptContext, order: Order, snapshot: Snapshot) -> BatchResult:
     """Makes the results visible: their files, then what says that they are whole."""
     store, job_id, model = context.store, context.record.job_id, order.model
     with running(context, Stage.MERGE) as stage, stage.working():
@@ -145,7 +145,7 @@ def _finished_shards(store: ObjectStore, job_id: JobId) -> set[int]:
     return {int(info.key.removeprefix(prefix).removesuffix(".json")) for info in store.list(prefix)}
 
 
-def _submitter(context: AttemptContext, order: _Order) -> dispatch.Submit[Shard, Done[int]]:
+def _submitter(context: AttemptContext, order: Order) -> dispatch.Submit[Shard, Done[int]]:
     trunk, job_id = order.model.trunk, context.record.job_id
     model = TailKey(order.model.model_name, order.model.version)
 
