@@ -1,8 +1,9 @@
 """One attempt of a job: `python -m ray_cluster.train.attempt --bucket URI --job JOB_ID --attempt N`.
 
 The entrypoint of a Ray job. Everything that it does is whole or not at all and may be done again, so it can be killed
-at any moment, and the next attempt goes on from what is in the bucket. Exits with 0 when the model was published, and
-with 1 otherwise; what happened stands in the attempt's outcome, which a killed or fenced attempt does not leave.
+at any moment, and the next attempt goes on from what is in the bucket. Exits with 0 when the model or the labels were
+published, and with 1 otherwise; what happened stands in the attempt's outcome, which a killed or fenced attempt does
+not leave.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 
 import ray
 
+from ray_cluster.predict.prediction import predict
 from ray_cluster.train import stages, trainers
 from ray_cluster.train.base_import import import_base
 from ray_cluster.train.capacity import CapacityWatch
@@ -27,9 +29,10 @@ from ray_cluster.train.finished import find_head, find_network
 from ray_cluster.train.reporter import Reporter
 from services.contracts import names
 from services.contracts.base import utc_now
+from services.contracts.batch_predictions import BatchResult
 from services.contracts.errors import InternalError, RetryLater
 from services.contracts.ids import JobId
-from services.contracts.jobs import AttemptOutcome, Failure, JobKind, JobRecord, PublishedModel, Resources
+from services.contracts.jobs import AttemptOutcome, Failure, JobKind, JobRecord, PublishedModel
 from services.contracts.models import ModelManifest, TrunkRecipe
 from services.runtime.objects import ObjectStore, open_store
 
@@ -56,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     store = open_store(arguments.bucket_uri)
     try:
-        published = run_attempt(store, arguments)
+        made = run_attempt(store, arguments)
     except Exception as error:  # noqa: BLE001 - the edge of the process: every error is classified
         failure = classify(error)
         if failure is None:
@@ -65,25 +68,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         _log.error("the attempt failed (%s): %s", failure.failure_class, failure.message, exc_info=error)
         _write_outcome(store, arguments, None, failure)
         return 1
-    return 0 if _write_outcome(store, arguments, published, None) else 1
+    return 0 if _write_outcome(store, arguments, made, None) else 1
 
 
-def run_attempt(store: ObjectStore, arguments: Arguments) -> PublishedModel:
-    """Publishes the job's model. Raises whatever goes wrong; `Fenced` when a newer attempt exists."""
+def run_attempt(store: ObjectStore, arguments: Arguments) -> PublishedModel | BatchResult:
+    """Publishes the job's model, or its labels. Raises whatever goes wrong; `Fenced` when a newer attempt exists."""
     record = JobRecord.model_validate_json(store.get(names.job_spec(arguments.job_id)))
     check_fence(store, arguments.job_id, arguments.attempt)
     reporter = Reporter(store, arguments.job_id, arguments.attempt)
-    resources = Resources() if record.spec is None else record.spec.resources
     context = AttemptContext(
         bucket_uri=arguments.bucket_uri,
         store=store,
         record=record,
         attempt=arguments.attempt,
         reporter=reporter,
-        capacity=CapacityWatch(resources, reporter),
+        capacity=CapacityWatch(record.resources, reporter),
         parallelism=Parallelism(os.cpu_count() or 1, arguments.feature_parallelism),
     )
-    model = train(context) if record.kind is JobKind.TRAIN else import_base(context)
+    match record.kind:
+        case JobKind.TRAIN:
+            return _published(train(context))
+        case JobKind.IMPORT_BASE:
+            return _published(import_base(context))
+        case JobKind.PREDICT:
+            return predict(context)
+
+
+def _published(model: ModelManifest) -> PublishedModel:
     evaluation = model.evaluation
     return PublishedModel(
         model_name=model.model_name,
@@ -118,14 +129,15 @@ def train(context: AttemptContext) -> ModelManifest:
 
 
 def _write_outcome(
-    store: ObjectStore, arguments: Arguments, published: PublishedModel | None, failure: Failure | None
+    store: ObjectStore, arguments: Arguments, made: PublishedModel | BatchResult | None, failure: Failure | None
 ) -> bool:
     """Whether the outcome could be written. Without one, the attempt counts as lost."""
     outcome = AttemptOutcome(
         job_id=arguments.job_id,
         attempt=arguments.attempt,
         finished_at=utc_now(),
-        published=published,
+        published=made if isinstance(made, PublishedModel) else None,
+        predicted=made if isinstance(made, BatchResult) else None,
         failure=failure,
     )
     key = names.attempt_outcome(arguments.job_id, arguments.attempt)
@@ -138,7 +150,7 @@ def _write_outcome(
 
 
 def _parse(argv: Sequence[str] | None) -> Arguments:
-    parser = argparse.ArgumentParser(description="Run one attempt of a training job.")
+    parser = argparse.ArgumentParser(description="Run one attempt of a job.")
     parser.add_argument("--bucket", required=True, help="s3://bucket/prefix or file:///folder")
     parser.add_argument("--job", required=True)
     parser.add_argument("--attempt", required=True, type=int)

@@ -14,7 +14,8 @@ from ray_cluster.train.cluster_view import look as look_at_cluster
 from ray_cluster.train.machines import ClusterView, Place, obstacle, suitable
 from ray_cluster.train.reporter import Reporter
 from services.contracts.base import utc_now
-from services.contracts.jobs import CapacityWait, Resources, Stage
+from services.contracts.jobs import CapacityWait, Stage
+from services.contracts.resources import Resources
 
 LOOK_S = 2.0
 """How long nothing must get done before the cluster is asked, and between two such questions."""

@@ -11,7 +11,7 @@ from ray_cluster.train.read_ahead import Wanted, read_ahead
 from ray_cluster.vision import images
 from services.contracts.base import Sha256
 from services.contracts.datasets import IMAGE_SUFFIXES, QuarantineReason
-from services.contracts.errors import ImageRejected, NotFound, SourceUnreadable
+from services.contracts.errors import CallerError, ImageRejected, NotFound, SourceUnreadable
 from services.runtime.objects import ObjectStore
 
 
@@ -39,34 +39,50 @@ class RejectedFile:
 Inspected = UsableImage | RejectedFile
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a file is not used."""
+
+    reason: QuarantineReason
+    message: str
+
+
 def inspect_files(source: ObjectStore, files: Sequence[ListedFile]) -> list[Inspected]:
     """Reads and fully decodes each file, one at a time. Raises `ObjectStoreUnavailable`; a bad file is a result."""
-    refused = [_refuse_unread(file) for file in files]
-    to_read = [file for file, rejected in zip(files, refused, strict=True) if rejected is None]
+    refused = [refuse_unread(file.path, file.size_bytes) for file in files]
+    to_read = [file for file, refusal in zip(files, refused, strict=True) if refusal is None]
     contents = read_ahead(source.get, [Wanted(file.path, file.size_bytes) for file in to_read])
-    return [rejected or _inspect(file, next(contents)) for file, rejected in zip(files, refused, strict=True)]
+    return [
+        _inspect(file, next(contents)) if refusal is None else RejectedFile(file, refusal.reason, refusal.message)
+        for file, refusal in zip(files, refused, strict=True)
+    ]
 
 
-def _refuse_unread(file: ListedFile) -> RejectedFile | None:
+def refuse_unread(path: str, size_bytes: int) -> Refusal | None:
     """The verdict on a file that its listing alone rules out."""
-    suffix = PurePosixPath(file.path).suffix.lower()
-    if suffix not in IMAGE_SUFFIXES:
+    if PurePosixPath(path).suffix.lower() not in IMAGE_SUFFIXES:
         accepted = ", ".join(sorted(IMAGE_SUFFIXES))
-        return RejectedFile(file, QuarantineReason.NOT_AN_IMAGE, f"the name does not end in one of {accepted}")
-    if file.size_bytes == 0:
-        return RejectedFile(file, QuarantineReason.ZERO_BYTES, "the file is empty")
-    if file.size_bytes > images.MAX_BYTES:
-        message = f"the file has {file.size_bytes} bytes: at most {images.MAX_BYTES} are read"
-        return RejectedFile(file, QuarantineReason.TOO_LARGE, message)
+        return Refusal(QuarantineReason.NOT_AN_IMAGE, f"the name does not end in one of {accepted}")
+    if size_bytes == 0:
+        return Refusal(QuarantineReason.ZERO_BYTES, "the file is empty")
+    if size_bytes > images.MAX_BYTES:
+        message = f"the file has {size_bytes} bytes: at most {images.MAX_BYTES} are read"
+        return Refusal(QuarantineReason.TOO_LARGE, message)
     return None
+
+
+def refuse(error: CallerError) -> Refusal:
+    """The verdict on a file that could not be read, or whose bytes are no image that can be used."""
+    if isinstance(error, ImageRejected):
+        return Refusal(QuarantineReason(str(error.details["reason"])), error.message)
+    return Refusal(QuarantineReason.UNREADABLE, f"the file was listed and cannot be read: {error}")
 
 
 def _inspect(file: ListedFile, content: Future[bytes]) -> Inspected:
     try:
         data = content.result()
         size = images.inspect(data)
-    except (NotFound, SourceUnreadable) as error:
-        return RejectedFile(file, QuarantineReason.UNREADABLE, f"the file was listed and cannot be read: {error}")
-    except ImageRejected as error:
-        return RejectedFile(file, QuarantineReason(str(error.details["reason"])), error.message)
+    except (NotFound, SourceUnreadable, ImageRejected) as error:
+        refusal = refuse(error)
+        return RejectedFile(file, refusal.reason, refusal.message)
     return UsableImage(file, hashlib.sha256(data).hexdigest(), size.width, size.height)

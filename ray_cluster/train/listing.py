@@ -62,14 +62,13 @@ def read_listing(infos: Iterable[ObjectInfo]) -> Listing:
     visible: list[tuple[list[str], ObjectInfo]] = []
     hidden: set[str] = set()
     for info in infos:
-        if info.key.endswith("/"):
-            continue  # some S3 tools write an empty object for each folder
-        parts = info.key.split("/")
-        first_hidden = next((depth for depth, part in enumerate(parts) if _is_hidden(part)), None)
-        if first_hidden is None:
-            visible.append((parts, info))
+        if is_folder_marker(info):
+            continue
+        hides = hidden_part(info.key)
+        if hides is None:
+            visible.append((info.key.split("/"), info))
         else:
-            hidden.add("/".join(parts[: first_hidden + 1]))
+            hidden.add(hides)
     folders = {parts[0].lower() for parts, _ in visible if len(parts) > 1}
     has_split_folders = bool(folders & _TRAIN_FOLDERS) and folders <= SPLIT_FOLDERS.keys()
     depth = 1 if has_split_folders else 0
@@ -84,6 +83,18 @@ def read_listing(infos: Iterable[ObjectInfo]) -> Listing:
         files.append(ListedFile(info.key, info.size_bytes, info.etag, label, split))
     files.sort(key=lambda file: file.path)
     return Listing(files, has_split_folders, sorted(strays), len(hidden))
+
+
+def is_folder_marker(info: ObjectInfo) -> bool:
+    """Some S3 tools write an empty object for each folder."""
+    return info.key.endswith("/")
+
+
+def hidden_part(path: str) -> str | None:
+    """The hidden folder that a file lies in, or the file itself where that is hidden; None for a visible one."""
+    parts = path.split("/")
+    depth = next((depth for depth, part in enumerate(parts) if _is_hidden(part)), None)
+    return None if depth is None else "/".join(parts[: depth + 1])
 
 
 def _is_hidden(name: str) -> bool:

@@ -20,11 +20,11 @@ from services.contracts.ids import DatasetId
 from services.contracts.models import TrunkManifest, TrunkRecipe
 from services.runtime.objects import open_store
 
-_MAX_RETRIES = 20
+MAX_RETRIES = 20
 """Of one task, for lost processes and nodes only. Bounded, so that input that kills its process ends the attempt."""
 
 
-@ray.remote(num_cpus=TASK_CPUS, max_retries=_MAX_RETRIES)
+@ray.remote(num_cpus=TASK_CPUS, max_retries=MAX_RETRIES)
 def inspect_task(
     bucket_uri: str, source_uri: str, dataset_id: DatasetId, files: list[ListedFile]
 ) -> Done[list[Inspected]]:
@@ -36,7 +36,7 @@ def inspect_task(
     return Done(inspected, watch.spans[0])
 
 
-@ray.remote(num_cpus=TASK_CPUS, max_retries=_MAX_RETRIES)
+@ray.remote(num_cpus=TASK_CPUS, max_retries=MAX_RETRIES)
 def feature_task(bucket_uri: str, source_uri: str, trunk: TrunkManifest, work: FeatureWork) -> Done[int]:
     """`compute_shard` on some node; how many images it did."""
     watch = Watch()
@@ -45,7 +45,7 @@ def feature_task(bucket_uri: str, source_uri: str, trunk: TrunkManifest, work: F
     return Done(len(work.images), watch.spans[0])
 
 
-@ray.remote(num_cpus=TASK_CPUS, max_retries=_MAX_RETRIES)
+@ray.remote(num_cpus=TASK_CPUS, max_retries=MAX_RETRIES)
 def network_task(
     bucket_uri: str,
     source_uri: str,
@@ -62,7 +62,7 @@ def network_task(
 
 
 # TensorFlow stays in a process for good: max_calls=1 ends this one with its task and gives the memory back.
-@ray.remote(num_cpus=TASK_CPUS, max_retries=_MAX_RETRIES, max_calls=1)
+@ray.remote(num_cpus=TASK_CPUS, max_retries=MAX_RETRIES, max_calls=1)
 def build_trunk_task(bucket_uri: str, recipe: TrunkRecipe) -> Done[TrunkManifest]:
     """`build_trunk` in a process of its own. Seconds to import TensorFlow, and a download for `imagenet`."""
     from ray_cluster.vision.trunk_builder import build_trunk  # noqa: PLC0415 - TensorFlow loads here and nowhere else
@@ -73,7 +73,7 @@ def build_trunk_task(bucket_uri: str, recipe: TrunkRecipe) -> Done[TrunkManifest
     return Done(trunk, watch.spans[0])
 
 
-@ray.remote(num_cpus=TASK_CPUS, max_retries=_MAX_RETRIES, max_calls=1)
+@ray.remote(num_cpus=TASK_CPUS, max_retries=MAX_RETRIES, max_calls=1)
 def imagenet_labels_task() -> bytes:
     """`imagenet_labels` in a process of its own."""
     from ray_cluster.vision.weight_loading import imagenet_labels  # noqa: PLC0415 - as above

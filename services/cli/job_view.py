@@ -22,6 +22,9 @@ STAGE_TITLES = {
     Stage.FINE_TUNE: "Fine-tuning",
     Stage.EVALUATE: "Evaluating",
     Stage.PUBLISH: "Publishing",
+    Stage.LIST: "Listing the files",
+    Stage.PREDICT: "Labelling",
+    Stage.MERGE: "Writing the results",
 }
 
 

@@ -1,20 +1,32 @@
 """A job as it happens: a progress bar and metrics on a terminal, lines elsewhere."""
 
+from collections.abc import Iterable
+from typing import Protocol, TypeVar
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from services.cli.job_view import JobView
-from services.client import Rekindle
-from services.contracts.jobs import EpochMetrics, TrainingJob
+from services.contracts.jobs import EpochMetrics, JobEvent
+
+Job_co = TypeVar("Job_co", covariant=True)
 
 EPOCH_LINES = 10
 """Epochs that are printed where there is no terminal to draw a bar on."""
 
 
-def watch_job(client: Rekindle, job_id: str, console: Console) -> TrainingJob:
+class Jobs(Protocol[Job_co]):
+    """The client's calls on jobs of one kind."""
+
+    def events(self, job_id: str) -> Iterable[JobEvent]: ...
+
+    def get(self, job_id: str) -> Job_co: ...
+
+
+def watch_job(jobs: Jobs[Job_co], job_id: str, console: Console) -> Job_co:
     """Shows the job until it has ended; returns it as it ended.
 
-    Raises what `training_jobs.events` raises. Interrupting it leaves the job alone.
+    Raises what `events` raises. Interrupting it leaves the job alone.
     """
     view = JobView()
     columns = (
@@ -28,7 +40,7 @@ def watch_job(client: Rekindle, job_id: str, console: Console) -> TrainingJob:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(view.title, total=None, metrics="")
         shown = view.title
-        for event in client.training_jobs.events(job_id):
+        for event in jobs.events(job_id):
             before = view.metrics
             for line in view.apply(event):
                 console.print(f"  {line}", markup=False)
@@ -42,7 +54,7 @@ def watch_job(client: Rekindle, job_id: str, console: Console) -> TrainingJob:
                 bar.update(task, completed=view.progress.done, total=view.progress.total)
             if is_new_epoch:
                 bar.update(task, metrics=shown_metrics(view.metrics))
-    return client.training_jobs.get(job_id)
+    return jobs.get(job_id)
 
 
 def shown_metrics(metrics: EpochMetrics | None) -> str:

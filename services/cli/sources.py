@@ -7,8 +7,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from services.client import Rekindle
-from services.contracts.datasets import Dataset
+from services.contracts.batch_predictions import DatasetFiles, ImageSource
+from services.contracts.datasets import Dataset, PrefixSource
 from services.contracts.errors import NotFound
+from services.contracts.ids import DatasetId
 
 MAX_NAME_CHARACTERS = 64
 _URI = re.compile(r"(s3|file)://")
@@ -69,7 +71,28 @@ def find_or_add_dataset(client: Rekindle, source: str, *, in_place: bool, consol
         return client.datasets.get(source)
     if is_uri(source) or Path(source).expanduser().is_dir():
         return add_dataset(client, source, None, in_place=in_place, console=console)
-    if resource_name(source) == source:
-        for dataset in client.datasets.list(name=source):
+    return _dataset_named(client, source)
+
+
+def find_images(client: Rekindle, source: str) -> ImageSource:
+    """Where the images are: a URI, a folder, which the server reads where it is, or a dataset's id or name.
+
+    Raises:
+        NotFound: it is none of these.
+    """
+    if _DATASET_ID.fullmatch(source):
+        return DatasetFiles(dataset_id=DatasetId(source))
+    if is_uri(source):
+        return PrefixSource(uri=source)
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return PrefixSource(uri=folder.resolve().as_uri())
+    return DatasetFiles(dataset_id=_dataset_named(client, source).id)
+
+
+def _dataset_named(client: Rekindle, name: str) -> Dataset:
+    """The newest of the name. Raises `NotFound`."""
+    if resource_name(name) == name:
+        for dataset in client.datasets.list(name=name):
             return dataset
-    raise NotFound(f"{source!r} is no folder, no s3:// URI, and no dataset's id or name (see `rekindle datasets list`)")
+    raise NotFound(f"{name!r} is no folder, no s3:// URI, and no dataset's id or name (see `rekindle datasets list`)")

@@ -4,7 +4,7 @@ from rich.console import Console
 
 from services.cli.job_view import STAGE_TITLES, duration_s
 from services.cli.session import make_table, shown_share
-from services.contracts.jobs import TrainingJob
+from services.contracts.jobs import BatchPrediction, TrainingJob
 from services.contracts.models import Evaluation, FitReport, ModelVersion, ParentComparison
 
 
@@ -12,6 +12,24 @@ def print_job_summary(
     console: Console, job: TrainingJob, version: ModelVersion | None, *, warnings: bool = True
 ) -> None:
     """Stages with times, the result, and quality by class. Without `warnings` for who has seen them already."""
+    _print_course(console, job, warnings=warnings)
+    if version is not None:
+        print_version(console, version)
+
+
+def print_prediction_summary(console: Console, prediction: BatchPrediction, *, warnings: bool = True) -> None:
+    """Stages with times, how often each label was given, and where the results are."""
+    _print_course(console, prediction, warnings=warnings)
+    if prediction.result is None:
+        return
+    rows = [(each.label, str(each.count)) for each in prediction.result.labels]
+    if rows:
+        console.print()
+        console.print(make_table(("Label", "Images"), rows))
+    console.print(f"\n{prediction.result.sentence}\nResults: {prediction.results_uri}", markup=False)
+
+
+def _print_course(console: Console, job: TrainingJob | BatchPrediction, *, warnings: bool) -> None:
     if job.stages:
         rows = [
             (
@@ -28,8 +46,6 @@ def print_job_summary(
         console.print(f"{job.state}: {job.failure.message} ({job.failure.code})", markup=False, style="red")
     elif job.result is None:
         console.print(f"{job.state}: {job.reason}", markup=False)
-    if version is not None:
-        print_version(console, version)
 
 
 def print_version(console: Console, version: ModelVersion) -> None:

@@ -151,7 +151,7 @@ def follow(client: Rekindle, job: TrainingJob, *, as_json: bool) -> TrainingJob:
     """Shows the job until it ends, then its summary; returns it as it ended."""
     console = stderr() if as_json else stdout()
     try:
-        job = watch_job(client, job.id, console)
+        job = watch_job(client.training_jobs, job.id, console)
     except KeyboardInterrupt:
         console.print(
             f"\nthe job goes on: `rekindle jobs events {job.id}` shows it, `rekindle jobs cancel {job.id}` ends it"

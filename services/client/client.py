@@ -7,6 +7,7 @@ from typing import Self
 
 import httpx2
 
+from services.client.batch_predictions import BatchPredictions
 from services.client.datasets import Datasets
 from services.client.models import Models
 from services.client.predictions import predict
@@ -42,6 +43,7 @@ class Rekindle:
         self.datasets = Datasets(self._transport)
         self.training_jobs = TrainingJobs(self._transport)
         self.models = Models(self._transport)
+        self.batch_predictions = BatchPredictions(self._transport)
 
     def __enter__(self) -> Self:
         return self

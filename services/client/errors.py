@@ -2,7 +2,7 @@
 
 from pydantic import JsonValue
 
-from services.contracts.jobs import TrainingJob
+from services.contracts.jobs import BatchPrediction, TrainingJob
 
 
 class ClientError(Exception):
@@ -43,7 +43,7 @@ class Unreachable(ClientError):
 class JobFailed(ClientError):
     """A job that was waited for ended otherwise than successfully. `job` says how."""
 
-    def __init__(self, job: TrainingJob) -> None:
+    def __init__(self, job: TrainingJob | BatchPrediction) -> None:
         why = job.failure.message if job.failure is not None else job.reason
         super().__init__(f"{job.id} {job.state}: {why}")
         self.job = job

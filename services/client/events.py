@@ -1,5 +1,6 @@
 """A job's events as they happen, over Server-Sent Events, without gaps or repeats across lost connections."""
 
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -76,6 +77,14 @@ def follow(transport: Transport, path: str, after: int, is_over: Callable[[], bo
             last_answer_s = patience.clock()  # it lives
         if not patience.wait(max(failures, 1), 0, last_answer_s + patience.total_s):
             raise transport.unreachable(failure) if isinstance(failure, httpx2.TransportError) else failure or _silent()
+
+
+def wait_for_end(events: Iterable[JobEvent], job_id: str, timeout_s: float | None) -> None:
+    """Returns when the job has ended. Raises `TimeoutError` when it has not after `timeout_s` seconds."""
+    deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+    for event in events:
+        if deadline_s is not None and time.monotonic() > deadline_s and not event.state.is_terminal:
+            raise TimeoutError(f"{job_id} is {event.state} after {timeout_s} s")
 
 
 def _silent() -> ApiError:

@@ -1,12 +1,11 @@
 """Training jobs."""
 
-import time
 from collections.abc import Generator, Iterator
 
 from pydantic import TypeAdapter
 
 from services.client.errors import JobFailed
-from services.client.events import follow
+from services.client.events import follow, wait_for_end
 from services.client.transport import Transport
 from services.contracts.jobs import JobEvent, JobState, TrainingJob, TrainingJobSpec
 from services.contracts.pages import Page
@@ -63,10 +62,7 @@ class TrainingJobs:
             JobFailed: it failed or was cancelled.
             TimeoutError: it has not ended after `timeout_s` seconds; it goes on.
         """
-        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        for event in self.events(job_id):
-            if deadline_s is not None and time.monotonic() > deadline_s and not event.state.is_terminal:
-                raise TimeoutError(f"{job_id} is {event.state} after {timeout_s} s")
+        wait_for_end(self.events(job_id), job_id, timeout_s)
         job = self.get(job_id)
         if job.state is not JobState.SUCCEEDED:
             raise JobFailed(job)

@@ -132,6 +132,27 @@ class Transport:
 
         self._repeated(send)
 
+    def download(self, path: str, file: Path, *, query: Query) -> None:
+        """Writes what is at a path into a file, whole or not at all. Raises as `call` does, and `OSError` where the
+        file cannot be written."""
+        part = file.with_name(f".{file.name}.part")
+
+        def receive() -> httpx2.Response:
+            with self._client.stream("GET", path, params=_given(query)) as response:
+                if not response.is_success:
+                    response.read()
+                    return response
+                with part.open("wb") as content:
+                    for chunk in response.iter_bytes():
+                        content.write(chunk)
+                return response
+
+        try:
+            self._repeated(receive)
+            part.replace(file)
+        finally:
+            part.unlink(missing_ok=True)
+
     @contextmanager
     def stream(
         self, path: str, *, headers: Mapping[str, str], timeout_s: float

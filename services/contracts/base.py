@@ -30,6 +30,14 @@ class StoredContract(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+class ObjectRef(StoredContract):
+    """One object of a manifest; readers check size and sha256."""
+
+    key: str
+    sha256: Sha256
+    size_bytes: int
+
+
 def stored(contract: TypeAdapter[Any]) -> WrapValidator:
     """Makes a field of a stored record read a strict `Contract` leniently, at every depth.
 

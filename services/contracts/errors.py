@@ -80,6 +80,12 @@ class SourceUnreadable(CallerError):
     code = "source_unreadable"
 
 
+class SourceEmpty(CallerError):
+    """There are no files below the prefix."""
+
+    code = "source_empty"
+
+
 class DatasetEmpty(CallerError):
     code = "dataset_empty"
 

@@ -5,6 +5,7 @@ import time
 from typing import NewType
 
 JobId = NewType("JobId", str)
+"""Of a training job or a batch prediction: what the reconciler drives to an end."""
 DatasetId = NewType("DatasetId", str)
 TrunkId = NewType("TrunkId", str)
 
@@ -16,6 +17,11 @@ def _new_id(prefix: str) -> str:
 def new_job_id() -> JobId:
     """A fresh training-job id, `job_` and 24 hexadecimal digits of which the first 12 are milliseconds."""
     return JobId(_new_id("job"))
+
+
+def new_batch_prediction_id() -> JobId:
+    """A fresh batch prediction's id, `pred_` and 24 hexadecimal digits of which the first 12 are milliseconds."""
+    return JobId(_new_id("pred"))
 
 
 def new_dataset_id() -> DatasetId:

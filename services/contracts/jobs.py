@@ -1,4 +1,4 @@
-"""Training jobs: what a user asks for, the states a job goes through, and what it reports."""
+"""Jobs: what a user asks for, the states a job goes through, and what it reports."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -8,7 +8,9 @@ from pydantic import Field, JsonValue, StringConstraints, TypeAdapter, model_val
 
 from services.contracts.backbones import BACKBONES, MAX_IMAGE_SIZE, BackboneName
 from services.contracts.base import Contract, ResourceName, Sha256, StoredContract, stored
+from services.contracts.batch_predictions import BatchPredictionSpec, BatchResult, DatasetFiles, StoredBatchSpec
 from services.contracts.ids import DatasetId, JobId, TrunkId
+from services.contracts.resources import Resources
 
 DEFAULT_WEIGHT_DECAY = 0.05
 
@@ -57,54 +59,6 @@ class FineTuning(Contract):
         le=1000,
         description="Stops when validation loss has not improved for so many epochs; the best epoch's weights count.",
     )
-
-
-Market = Literal["any", "spot", "on_demand"]
-"""How machines are bought; nodes say it by Ray's label `ray.io/market-type`, `spot` or `on-demand`."""
-
-
-class Resources(Contract):
-    """Where a job's work may run, and how much of it at a time. The result does not depend on it."""
-
-    min_workers: int = Field(default=1, ge=1, le=64, description="Training begins with as many.")
-    max_workers: int = Field(
-        default=1, ge=1, le=64, description="Training grows to as many while the cluster has room, and shrinks again."
-    )
-    market: Market = Field(
-        default="any",
-        description="Only nodes with this label `ray.io/market-type`; `any` takes every node, with a label or without.",
-    )
-    on_demand_after_s: float | None = Field(
-        default=None,
-        ge=0,
-        le=7 * 24 * 3600,
-        description="With `spot`: after waiting so long for a spot node, on-demand nodes count too, for the rest of "
-        "the attempt. Null: never.",
-    )
-    accelerator: str | None = Field(
-        default=None,
-        pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$",
-        max_length=63,
-        examples=["L4"],
-        description="Only nodes with this label `ray.io/accelerator-type`; null needs none.",
-    )
-
-    @model_validator(mode="after")
-    def _falls_back_from_spot_only(self) -> Self:
-        if self.on_demand_after_s is not None and self.market != "spot":
-            raise ValueError(
-                f"on_demand_after_s {self.on_demand_after_s:g} means nothing with market {self.market!r}: set market "
-                "'spot', or leave it out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if self.min_workers > self.max_workers:
-            raise ValueError(
-                f"min_workers {self.min_workers} is more than max_workers {self.max_workers}: raise max_workers"
-            )
-        return self
 
 
 class ParentVersion(Contract):
@@ -248,6 +202,8 @@ class JobKind(StrEnum):
     TRAIN = "train"
     IMPORT_BASE = "import_base"
     """Publishes the pretrained classifier itself as the model `base`. Created by Rekindle, not by users."""
+    PREDICT = "predict"
+    """A batch prediction: labels every image of a source with a published version."""
 
 
 class JobState(StrEnum):
@@ -255,6 +211,8 @@ class JobState(StrEnum):
     PREPARING = "preparing"
     TRAINING = "training"
     EVALUATING = "evaluating"
+    PREDICTING = "predicting"
+    """Of a batch prediction: from the first image to the last byte of the results."""
     WAITING_FOR_CAPACITY = "waiting_for_capacity"
     CANCELLING = "cancelling"
     CANCELLED = "cancelled"
@@ -267,7 +225,7 @@ class JobState(StrEnum):
 
 
 class Stage(StrEnum):
-    """The stages of an attempt, in order."""
+    """The stages of an attempt, in order: those of training, then those of a batch prediction."""
 
     PREFLIGHT = "preflight"
     FEATURES = "features"
@@ -275,17 +233,26 @@ class Stage(StrEnum):
     FINE_TUNE = "fine_tune"
     EVALUATE = "evaluate"
     PUBLISH = "publish"
+    LIST = "list"
+    PREDICT = "predict"
+    MERGE = "merge"
 
     @property
     def job_state(self) -> JobState:
         """The job's state while this stage runs."""
         match self:
-            case Stage.PREFLIGHT | Stage.FEATURES:
+            case Stage.PREFLIGHT | Stage.FEATURES | Stage.LIST:
                 return JobState.PREPARING
             case Stage.FIT | Stage.FINE_TUNE:
                 return JobState.TRAINING
             case Stage.EVALUATE | Stage.PUBLISH:
                 return JobState.EVALUATING
+            case Stage.PREDICT | Stage.MERGE:
+                return JobState.PREDICTING
+
+
+TRAINING_STAGES = (Stage.PREFLIGHT, Stage.FEATURES, Stage.FIT, Stage.FINE_TUNE, Stage.EVALUATE, Stage.PUBLISH)
+"""Of a training job that fine-tunes; others do without `FINE_TUNE`."""
 
 
 class FailureClass(StrEnum):
@@ -417,6 +384,32 @@ class TrainingJob(Contract):
     finished_at: datetime | None
 
 
+class BatchPrediction(Contract):
+    """A batch prediction as the API shows it."""
+
+    id: JobId
+    spec: BatchPredictionSpec = Field(description="As it was asked for.")
+    model_name: str
+    version: int = Field(description="What the spec meant when it was accepted; all images are labelled with it.")
+    state: JobState
+    attempt: int = Field(description="The newest attempt's number; 0 before the first.")
+    submission_id: str | None = Field(description="The newest attempt's id in the Ray dashboard.")
+    progress: Progress | None = Field(description="In stage `predict`: files looked at, and all there are.")
+    waiting: CapacityWait | None = Field(
+        description="In state `waiting_for_capacity`: what the running attempt waits for. Null where Ray has not "
+        "started the attempt itself, see `reason`."
+    )
+    stages: list[StageTiming]
+    results_uri: str = Field(description="Where in the bucket the results are, once it has succeeded.")
+    result: BatchResult | None
+    failure: Failure | None
+    warnings: list[str]
+    reason: str = Field(description="Why it is in its state, for people.")
+    created_at: datetime
+    updated_at: datetime
+    finished_at: datetime | None
+
+
 class JobEventType(StrEnum):
     STATE = "state"
     STAGE = "stage"
@@ -449,9 +442,27 @@ class JobRecord(StoredContract):
     kind: JobKind
     model_name: str
     created_at: datetime
-    spec: StoredSpec | None = Field(description="Null for `import_base`.")
-    source_uri: str | None = Field(description="Where the dataset's files are; null for `import_base`.")
-    base: "BaseModelSpec | None" = None
+    spec: StoredSpec | None = Field(description="Of `train`; null for the others.")
+    source_uri: str | None = Field(description="Where the files are; null for `import_base`.")
+    base: "BaseModelSpec | None" = Field(default=None, description="Of `import_base`; null for the others.")
+    prediction: StoredBatchSpec | None = Field(default=None, description="Of `predict`; null for the others.")
+    model_version: int | None = Field(
+        default=None, description="Of `predict`: the version that labels; what the spec meant when it was accepted."
+    )
+
+    @property
+    def dataset_id(self) -> DatasetId | None:
+        """The dataset whose files it reads; None where it reads others, or none."""
+        if self.spec is not None:
+            return self.spec.dataset_id
+        source = None if self.prediction is None else self.prediction.source
+        return source.dataset_id if isinstance(source, DatasetFiles) else None
+
+    @property
+    def resources(self) -> Resources:
+        """Where the job's work may run."""
+        asked = self.spec or self.prediction
+        return Resources() if asked is None else asked.resources
 
 
 class BaseModelSpec(StoredContract):
@@ -498,6 +509,7 @@ class AttemptOutcome(StoredContract):
     finished_at: datetime
     published: PublishedModel | None
     failure: Failure | None
+    predicted: BatchResult | None = None
 
 
 class JobOutcome(StoredContract):
@@ -509,3 +521,4 @@ class JobOutcome(StoredContract):
     finished_at: datetime
     published: PublishedModel | None
     failure: Failure | None
+    predicted: BatchResult | None = None

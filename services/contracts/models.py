@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints, TypeAdapter
 
 from services.contracts.backbones import BackboneName
-from services.contracts.base import Contract, Sha256, StoredContract, stored
+from services.contracts.base import Contract, ObjectRef, Sha256, StoredContract, stored
 from services.contracts.ids import JobId, TrunkId
 from services.contracts.jobs import ParentVersion, StoredSpec, StoredWeights
 
@@ -21,14 +21,6 @@ PREPROCESSING_VERSION = 1
 
 Cut = Annotated[str, StringConstraints(pattern=r"^(pooled|top_blocks:[1-9][0-9]?|input)$")]
 """Where a recipe cuts the backbone: after pooling, below its last N blocks, or before everything."""
-
-
-class ObjectRef(StoredContract):
-    """One object of a manifest; readers check size and sha256."""
-
-    key: str
-    sha256: Sha256
-    size_bytes: int
 
 
 class TrunkRecipe(StoredContract):

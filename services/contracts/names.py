@@ -94,6 +94,44 @@ def job_report(job_id: JobId, attempt: int) -> str:
     return f"jobs/{job_id}/attempts/a{attempt}/predictions.jsonl"
 
 
+# --- batch predictions: their records and reports are a job's, above ---
+
+
+def predictions_prefix(job_id: JobId) -> str:
+    """All that a batch prediction read and made."""
+    return f"predictions/{job_id}/"
+
+
+def prediction_snapshot(job_id: JobId) -> str:
+    """Which files there are (`Snapshot`), created only if absent: every attempt labels the same ones."""
+    return f"predictions/{job_id}/snapshot.json"
+
+
+def prediction_page(job_id: JobId, attempt: int, page: int) -> str:
+    """A part of the files that an attempt listed. Its snapshot counts if it was the first."""
+    return f"predictions/{job_id}/files/a{attempt:04d}/{page:06d}.json"
+
+
+def prediction_shards(job_id: JobId) -> str:
+    """Prefix of the shards' results."""
+    return f"predictions/{job_id}/shards/"
+
+
+def prediction_shard(job_id: JobId, number: int) -> str:
+    """What became of each file of a shard (`ShardResult`), created only if absent. Keys sort by number."""
+    return f"{prediction_shards(job_id)}{number:08d}.json"
+
+
+def prediction_file(job_id: JobId, file_name: str) -> str:
+    """A file of the results, e.g. `predictions.csv`."""
+    return f"predictions/{job_id}/{file_name}"
+
+
+def prediction_result(job_id: JobId) -> str:
+    """`BatchResult`, written last, created only if absent."""
+    return f"predictions/{job_id}/result.json"
+
+
 # --- trunks and features ---
 
 

@@ -6,6 +6,9 @@ from pydantic import Field
 
 from services.contracts.base import Contract
 
+MAX_TOP_K = 1000
+"""Most labels that are asked for per image."""
+
 
 class ImageUri(Contract):
     """An image in a bucket that the operator allows."""

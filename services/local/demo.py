@@ -124,7 +124,7 @@ def _main_job(client: Rekindle, options: DemoOptions, images: Path, home: Path, 
     spec = TrainingJobSpec.model_validate({"dataset_id": dataset.id, "backbone": options.backbone, **fields})
     job = client.training_jobs.create(spec)
     console.print(f"Training job {job.id} on {options.backbone}")
-    job = watch_job(client, job.id, console)
+    job = watch_job(client.training_jobs, job.id, console)
     if job.state is not JobState.SUCCEEDED or job.result is None:
         raise JobFailed(job)
     version = client.models.version(job.result.model_name, job.result.version)

@@ -41,6 +41,7 @@ PROBLEM_KINDS: Mapping[str, ProblemKind] = {
     "unsupported_media_type": ProblemKind(415, "The body's type is not supported"),
     "source_not_allowed": ProblemKind(403, "The location is not among those this server may read"),
     "source_unreadable": ProblemKind(422, "The location cannot be read"),
+    "source_empty": ProblemKind(422, "The location has no files"),
     "dataset_empty": ProblemKind(422, "The dataset has no images"),
     "dataset_too_few_classes": ProblemKind(422, "The dataset has too few classes"),
     "class_too_small": ProblemKind(422, "A class has too few images"),

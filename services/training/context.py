@@ -47,6 +47,7 @@ def training_of(request: Request) -> Training:
 
 TrainingContext = Annotated[Training, Depends(training_of)]
 Reader = Annotated[Principal, Depends(require(Scope.READ))]
+Predictor = Annotated[Principal, Depends(require(Scope.PREDICT))]
 Trainer = Annotated[Principal, Depends(require(Scope.TRAIN))]
 IdempotencyKey = Annotated[
     str | None,

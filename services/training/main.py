@@ -18,6 +18,7 @@ from services.runtime.gateway import Gateway, GatewayParts
 from services.runtime.objects import ObjectStore
 from services.runtime.objects.check import self_test
 from services.runtime.settings import Settings
+from services.training.batch_predictions import routes as batch_predictions
 from services.training.context import Training
 from services.training.datasets import routes as datasets
 from services.training.jobs import routes as jobs
@@ -28,7 +29,7 @@ from services.training.reconciler.loop import Reconciler
 SERVICE = "training"
 GRACEFUL_SHUTDOWN_S = 30
 TITLE = "Rekindle training gateway"
-DESCRIPTION = "Datasets, training jobs and models. Whatever dies, an accepted job ends."
+DESCRIPTION = "Datasets, training jobs, models and batch predictions. Whatever dies, an accepted job ends."
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -69,9 +70,9 @@ def build_parts(settings: Settings, database: Database, store: ObjectStore, ray:
         await cluster.job("readiness")
 
     return GatewayParts(
-        routers=[datasets.router, jobs.router, models.router],
+        routers=[datasets.router, jobs.router, models.router, batch_predictions.router],
         lifespan=lifespan,
-        tags=[datasets.TAG, jobs.TAG, models.TAG],
+        tags=[datasets.TAG, jobs.TAG, models.TAG, batch_predictions.TAG],
         readiness={"bucket": bucket_answers},
         dependencies={"ray": cluster_answers},
         end_streams=end_streams,

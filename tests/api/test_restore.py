@@ -20,6 +20,7 @@ from services.contracts.jobs import (
     Fence,
     JobEventType,
     JobRecord,
+    Progress,
     Stage,
     StageTiming,
     TrainingJobSpec,
@@ -176,6 +177,31 @@ async def test_an_attempt_that_still_runs_goes_on_unharmed(tmp_path: Path, new_d
     assert ended["attempt"] == 1
     assert len(first.ray.submissions) == 1
     assert (ended["id"], ended["created_at"], ended["spec"]) == (job["id"], job["created_at"], job["spec"])
+
+
+async def test_batch_predictions_come_back_and_go_on(tmp_path: Path, new_database: NewDatabase) -> None:
+    async with training_gateway(tmp_path, new_database()) as first:
+        await first.publish()
+        done = (await first.prediction(source={"type": "dataset", "dataset_id": await first.dataset()}))["id"]
+        (await first.attempt(done)).predict({"predictions.jsonl": b"{}\n"})
+        await first.job_in(done, "succeeded")
+        runs = (await first.prediction())["id"]
+        attempt = await first.attempt(runs)
+        attempt.run()
+        progress = Progress(stage=Stage.PREDICT, done=4, total=9, unit="images")
+        attempt.report(JobEventType.PROGRESS, Stage.PREDICT, progress)
+        await first.job_in(runs, "predicting")
+        before = {job_id: await first.read(job_id) for job_id in (done, runs)}
+    url = new_database()
+    result = await restored(url, first.store)
+    assert (result.problems, result.unfinished_jobs) == ([], 1)
+    async with training_gateway(tmp_path, url, first.ray) as second:
+        assert await second.read(done) == before[done]
+        goes_on = await second.read(runs)
+        assert (goes_on["state"], goes_on["progress"]) == ("predicting", before[runs]["progress"])
+        assert (await second.client.get(f"/v1/batch-predictions/{done}/results")).content == b"{}\n"
+        attempt.predict({})
+        assert (await second.job_in(runs, "succeeded"))["attempt"] == 1
 
 
 async def test_a_job_that_waits_for_a_machine_waits_on(tmp_path: Path, new_database: NewDatabase) -> None:

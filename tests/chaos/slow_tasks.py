@@ -14,7 +14,8 @@ from ray_cluster.train.dispatch import TASK_CPUS, Parallelism, run_bounded
 from ray_cluster.train.machines import Place
 from ray_cluster.train.reporter import Reporter
 from services.contracts.ids import new_job_id
-from services.contracts.jobs import Resources, Stage
+from services.contracts.jobs import Stage
+from services.contracts.resources import Resources
 from services.runtime.objects import open_store
 
 TASKS = 4

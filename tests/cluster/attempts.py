@@ -14,8 +14,9 @@ import httpx2
 
 from services.contracts import names
 from services.contracts.base import utc_now
+from services.contracts.batch_predictions import BatchPredictionSpec, BatchResult
 from services.contracts.errors import NotFound
-from services.contracts.ids import DatasetId, JobId, new_job_id, submission_id
+from services.contracts.ids import DatasetId, JobId, new_batch_prediction_id, new_job_id, submission_id
 from services.contracts.jobs import (
     AttemptOutcome,
     BaseModelSpec,
@@ -64,6 +65,16 @@ class Attempts:
         record = JobRecord(
             job_id=new_job_id(), kind=JobKind.IMPORT_BASE, model_name="base", created_at=utc_now(), spec=None,
             source_uri=None, base=base,
+        )  # fmt: skip
+        return self._write(record)
+
+    def accept_prediction(self, source: Path, model: ModelManifest, **spec: object) -> JobId:
+        """A batch prediction as the gateway leaves it."""
+        asked = {"model_name": model.model_name, "source": {"type": "prefix", "uri": source.as_uri()}, **spec}
+        record = JobRecord(
+            job_id=new_batch_prediction_id(), kind=JobKind.PREDICT, model_name=model.model_name,
+            model_version=model.version, created_at=utc_now(), spec=None, source_uri=source.as_uri(),
+            prediction=BatchPredictionSpec.model_validate(asked),
         )  # fmt: skip
         return self._write(record)
 
@@ -130,6 +141,12 @@ class Attempts:
         assert outcome.published is not None, outcome.failure
         key = names.model_manifest(outcome.published.model_name, outcome.published.version)
         return ModelManifest.model_validate_json(self.store.get(key))
+
+    def predicted(self, job: JobId, attempt: int = 1) -> BatchResult:
+        outcome = self.outcome(job, attempt)
+        assert outcome is not None, self.log(job, attempt)
+        assert outcome.predicted is not None, outcome.failure
+        return outcome.predicted
 
     def records(self, job: JobId, attempt: int = 1) -> list[ProgressRecord]:
         prefix = names.attempt_progress_prefix(job, attempt)

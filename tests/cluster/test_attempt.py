@@ -4,9 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from ray_cluster.train import finished
 from ray_cluster.vision.tails import Tail
@@ -16,40 +14,10 @@ from services.contracts.ids import JobId
 from services.contracts.jobs import BaseModelSpec, FailureClass, JobEventType, Stage
 from services.contracts.models import ModelManifest, VersionClaim
 from tests.cluster.attempts import Attempts, kill, wait_until
-from tests.servers.ray_local import LocalRay
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 ALL_STAGES = [Stage.PREFLIGHT, Stage.FEATURES, Stage.FIT, Stage.EVALUATE, Stage.PUBLISH]
-
-
-@pytest.fixture(scope="module")
-def attempts(ray_local: LocalRay, tmp_path_factory: pytest.TempPathFactory) -> Attempts:
-    return Attempts(ray_local, tmp_path_factory.mktemp("bucket").as_uri())
-
-
-@pytest.fixture(scope="module")
-def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Noise in three tints, which any backbone tells apart."""
-    folder = tmp_path_factory.mktemp("drawings")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 12), ("test", 4)):
-        for label, tint in (("blue", (40, 60, 200)), ("green", (40, 200, 60)), ("red", (200, 60, 40))):
-            (folder / split / label).mkdir(parents=True)
-            for number in range(count):
-                pixels = np.clip(rng.normal(tint, 40, (80, 80, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / split / label / f"{number:03d}.png")
-    (folder / "train" / "stray.jpg").write_bytes(b"")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def undisturbed(attempts: Attempts, drawings: Path) -> JobId:
-    """A job that nothing happened to, run as a Ray job."""
-    job = attempts.accept(drawings, "drawings", seed=3)
-    status = attempts.submit(job)
-    assert status == "SUCCEEDED", attempts.job_logs(job)
-    return job
 
 
 def test_a_job_publishes_a_model_that_is_complete_by_itself(attempts: Attempts, undisturbed: JobId) -> None:

@@ -18,7 +18,7 @@ from ray_cluster.serve.classifier import Classifier, Question
 from ray_cluster.serve.model_tails import TailKey, load_tail
 from ray_cluster.vision.engines import load_engine
 from services.contracts.ids import JobId
-from services.contracts.jobs import JobEventType, Stage
+from services.contracts.jobs import TRAINING_STAGES, JobEventType, Stage
 from services.contracts.models import ModelManifest
 from services.contracts.serving import ReplicaPrediction, trunk_route
 from services.training.reconciler.serve_applications import ServeTarget, desired_config
@@ -74,7 +74,7 @@ def lines_of(attempts: Attempts, model: ModelManifest) -> list[dict]:
 
 def test_the_top_blocks_are_trained_and_published(attempts: Attempts, undisturbed: JobId) -> None:
     stages = attempts.stages(undisturbed)
-    assert list(stages) == list(Stage)
+    assert list(stages) == list(TRAINING_STAGES)
     assert not any(timing.skipped for timing in stages.values())
     assert fine_tuned_epochs(attempts, undisturbed)[-1] == FINE_TUNING["epochs"]
     model = attempts.model(undisturbed)
@@ -93,6 +93,18 @@ def test_what_is_served_is_what_was_evaluated(attempts: Attempts, textures: Path
         (answer,) = classifier.answer([Question((textures / line["path"]).read_bytes(), tail, 5)])
         assert isinstance(answer, list)
         assert [{"label": each.label, "probability": each.probability} for each in answer] == line["predictions"]
+
+
+def test_a_batch_prediction_labels_as_was_evaluated(attempts: Attempts, textures: Path, undisturbed: JobId) -> None:
+    model = attempts.model(undisturbed)
+    job = attempts.accept_prediction(textures / "test", model)
+    assert attempts.run(job) == 0, attempts.log(job)
+    lines = attempts.store.get(attempts.predicted(job).predictions_jsonl.key).decode().splitlines()
+    images = {f"test/{image['path']}": image["predictions"] for image in map(json.loads, lines)}
+    evaluated = {line["path"]: line["predictions"] for line in lines_of(attempts, model)}
+    assert images.keys() == evaluated.keys()
+    for path, predictions in images.items():
+        assert [{"label": each["label"], "probability": each["probability"]} for each in predictions] == evaluated[path]
 
 
 def test_serve_runs_it_on_an_application_of_its_trunk(

@@ -7,7 +7,7 @@ import pytest
 
 from services.client import ApiError, JobFailed
 from services.contracts.backbones import BackboneName
-from services.contracts.jobs import JobState, Stage, TrainingJobSpec, WeightsUri
+from services.contracts.jobs import TRAINING_STAGES, JobState, Stage, TrainingJobSpec, WeightsUri
 from services.contracts.predictions import ImagePredicted
 from tests.servers.local_stack import LocalStack
 
@@ -138,7 +138,7 @@ def test_real_images_by_the_client(stack: LocalStack, data_dir: Path, mobilenet_
         )
         finished = client.training_jobs.wait(job.id)
         stages = [timing.stage for timing in finished.stages]
-        assert stages == [stage for stage in Stage if stage is not Stage.FINE_TUNE]
+        assert stages == [stage for stage in TRAINING_STAGES if stage is not Stage.FINE_TUNE]
         result = client.predict("hemlock-cherry", folder / "test" / "hemlock" / "test_image.jpg").results[0]
     assert isinstance(result, ImagePredicted)
     assert result.predictions[0].label == "hemlock"

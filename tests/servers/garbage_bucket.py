@@ -6,6 +6,14 @@ from datetime import datetime, timedelta
 
 from services.contracts import names
 from services.contracts.backbones import BackboneName
+from services.contracts.batch_predictions import (
+    PREDICTIONS_CSV,
+    PREDICTIONS_JSONL,
+    QUARANTINE_CSV,
+    QUARANTINE_JSONL,
+    BatchPredictionSpec,
+    DatasetFiles,
+)
 from services.contracts.ids import DatasetId, JobId, TrunkId
 from services.contracts.jobs import (
     JobKind,
@@ -18,7 +26,7 @@ from services.contracts.jobs import (
 )
 from services.contracts.models import AliasRecord, ModelManifest, ObjectRef, VersionClaim, VersionDeletion
 from services.runtime.objects import ObjectStore
-from tests.servers.training import make_manifest
+from tests.servers.training import make_manifest, make_result
 
 LONG_AGO = timedelta(days=400)
 DATASET = DatasetId("ds_" + "1" * 24)
@@ -87,6 +95,49 @@ class GarbageBucket:
             self.put(names.checkpoint_manifest(job, attempt, 0, 7), b"{}", garbage=is_garbage)
         if ended is not None:
             self.end(job, ended, published)
+        return job
+
+    def prediction(
+        self, number: int, *, ended: timedelta | None = LONG_AGO, succeeded: bool = True, version: int = 1
+    ) -> JobId:
+        """A batch prediction with the model `flowers`, with its parts and, where it has succeeded, its results."""
+        job, is_over = JobId(f"pred_{number:024x}"), ended is not None
+        record = JobRecord(
+            job_id=job,
+            kind=JobKind.PREDICT,
+            model_name="flowers",
+            model_version=version,
+            created_at=self.now - LONG_AGO,
+            spec=None,
+            source_uri="s3://images",
+            prediction=BatchPredictionSpec(model_name="flowers", source=DatasetFiles(dataset_id=DATASET)),
+        )
+        self.put(names.job_spec(job), record.model_dump_json().encode(), garbage=False)
+        for key in (
+            names.prediction_snapshot(job),
+            names.prediction_page(job, 1, 0),
+            names.prediction_shard(job, 0),
+            names.prediction_shard(job, 1),
+        ):
+            self.put(key, b"{}", garbage=is_over)
+        is_whole = is_over and succeeded
+        refs = [
+            self.put(names.prediction_file(job, name), b"a line", garbage=is_over and not is_whole)
+            for name in (PREDICTIONS_JSONL, PREDICTIONS_CSV, QUARANTINE_JSONL, QUARANTINE_CSV)
+        ]
+        if is_whole:
+            self.put(names.prediction_result(job), b"{}", garbage=False)
+        if ended is not None:
+            outcome = JobOutcome(
+                job_id=job,
+                state=JobState.SUCCEEDED if succeeded else JobState.CANCELLED,
+                attempt=1,
+                finished_at=self.now - ended,
+                published=None,
+                failure=None,
+                predicted=make_result(refs, version=version) if succeeded else None,
+            )
+            self.put(names.job_outcome(job), outcome.model_dump_json().encode(), garbage=False)
         return job
 
     def end(self, job: JobId, ago: timedelta, published: tuple[str, int] | None) -> None:

@@ -54,6 +54,7 @@ class Role(StrEnum):
     TRAIN_CONTROLLER = r"ray::(\S+:)?TrainController\b"
     JOB_SUPERVISOR = r"ray::(\S+:)?JobSupervisor\b"
     JOB_DRIVER = r"\S*python\S* .*-m ray_cluster\.train\.attempt\b"
+    LABELLER = r"ray::label_task\b"
     SERVE_REPLICA = r"ray::ServeReplica\b"
     SERVE_PROXY = r"ray::(\S+:)?ProxyActor\b"
     SERVE_CONTROLLER = r"ray::(\S+:)?ServeController\b"

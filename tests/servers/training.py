@@ -1,6 +1,7 @@
 """The training gateway, started with its reconciler, on a cluster that the test plays."""
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -16,6 +17,14 @@ from pydantic import BaseModel
 from services.contracts import names
 from services.contracts.backbones import BackboneName
 from services.contracts.base import utc_now
+from services.contracts.batch_predictions import (
+    PREDICTIONS_CSV,
+    PREDICTIONS_JSONL,
+    QUARANTINE_CSV,
+    QUARANTINE_JSONL,
+    BatchResult,
+    LabelCount,
+)
 from services.contracts.ids import JobId, TrunkId, submission_id
 from services.contracts.jobs import (
     AttemptOutcome,
@@ -87,13 +96,33 @@ class PlayedAttempt:
         self.ray.set(self.submission_id, RayStatus.SUCCEEDED)
         return manifest
 
+    def predict(self, contents: dict[str, bytes], *, version: int = 1, quarantined: int = 0) -> BatchResult:
+        """The labels are there: results with these contents, by file name."""
+        refs: list[ObjectRef] = []
+        for name in (PREDICTIONS_JSONL, PREDICTIONS_CSV, QUARANTINE_JSONL, QUARANTINE_CSV):
+            data, key = contents.get(name, b""), names.prediction_file(self.job_id, name)
+            self.store.put(key, data)
+            refs.append(ObjectRef(key=key, sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data)))
+        result = make_result(refs, version=version, quarantined=quarantined)
+        self.store.put(names.prediction_result(self.job_id), result.model_dump_json().encode())
+        self._end(None, None, result)
+        self.ray.set(self.submission_id, RayStatus.SUCCEEDED)
+        return result
+
     def fail(self, failure_class: FailureClass, code: str = "broken", message: str = "It broke.") -> None:
         self._end(None, Failure(failure_class=failure_class, code=code, message=message))
         self.ray.set(self.submission_id, RayStatus.FAILED, "Job entrypoint command failed with exit code 1")
 
-    def _end(self, published: PublishedModel | None, failure: Failure | None) -> None:
+    def _end(
+        self, published: PublishedModel | None, failure: Failure | None, predicted: BatchResult | None = None
+    ) -> None:
         outcome = AttemptOutcome(
-            job_id=self.job_id, attempt=self.number, finished_at=utc_now(), published=published, failure=failure
+            job_id=self.job_id,
+            attempt=self.number,
+            finished_at=utc_now(),
+            published=published,
+            failure=failure,
+            predicted=predicted,
         )
         key = names.attempt_outcome(self.job_id, self.number)
         assert self.store.put(key, outcome.model_dump_json().encode(), if_absent=True)
@@ -147,6 +176,27 @@ def make_manifest(
     )
 
 
+def make_result(refs: list[ObjectRef], *, version: int = 1, quarantined: int = 0) -> BatchResult:
+    """What a batch prediction of three images made: labels as JSON lines and as a table, and the quarantine."""
+    return BatchResult(
+        model_name="flowers",
+        version=version,
+        trunk_id=TrunkId("a" * 64),
+        weights_sha256="0" * 64,
+        source_uri="s3://pets/new",
+        file_count=3 + quarantined,
+        image_count=3,
+        quarantined_count=quarantined,
+        ignored_count=0,
+        labels=[LabelCount(label="rose", count=3)],
+        predictions_jsonl=refs[0],
+        predictions_csv=refs[1],
+        quarantine_jsonl=refs[2],
+        quarantine_csv=refs[3],
+        finished_at=utc_now(),
+    )
+
+
 def put_manifest(store: ObjectStore, manifest: ModelManifest) -> None:
     key = names.model_manifest(manifest.model_name, manifest.version)
     store.put(key, manifest.model_dump_json().encode())
@@ -187,8 +237,24 @@ class TrainingGateway:
         assert response.status_code == 201, response.text
         return response.json()
 
+    async def publish(self, version: int = 1) -> None:
+        """A version of the model `flowers`."""
+        job_id = (await self.job())["id"]
+        (await self.attempt(job_id)).publish(version)
+        await self.job_in(job_id, "succeeded")
+
+    async def prediction(self, headers: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
+        """An accepted batch prediction, by default of the model `flowers` on its own images."""
+        source = {"type": "prefix", "uri": self.images(daisy=3, rose=3)}
+        body = {"model_name": "flowers", "source": source} | spec
+        response = await self.client.post("/v1/batch-predictions", json=body, headers=headers)
+        assert response.status_code == 201, response.text
+        return response.json()
+
     async def read(self, job_id: str) -> dict[str, Any]:
-        response = await self.client.get(f"/v1/training-jobs/{job_id}")
+        """A training job or a batch prediction."""
+        kind = "batch-predictions" if job_id.startswith("pred_") else "training-jobs"
+        response = await self.client.get(f"/v1/{kind}/{job_id}")
         assert response.status_code == 200, response.text
         return response.json()
 

@@ -19,7 +19,7 @@ from services.contracts.errors import (
     SourceUnreadable,
     UnsupportedMediaType,
 )
-from services.contracts.predictions import PredictByUri, PredictResponse
+from services.contracts.predictions import MAX_TOP_K, PredictByUri, PredictResponse
 from services.inference.context import InferenceContext
 from services.inference.predict.inputs import FORM_FIELD, images_of
 from services.inference.predict.queries import VersionChoice
@@ -28,7 +28,6 @@ from services.runtime.problems import problem_responses
 from services.runtime.settings import Settings
 
 TAG = ("predictions", "Labels for images, by any published version.")
-MAX_TOP_K = 1000
 _ENVELOPE_BYTES = 1024 * 1024
 """The framework's own limit comes this much later than ours, whose message says more."""
 

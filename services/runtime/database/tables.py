@@ -81,7 +81,7 @@ class DatasetRow(Base):
 
 
 class JobRow(Base):
-    """A training job: what was asked for, where it stands, and what the reconciler needs to drive it on."""
+    """A job of any kind: what was asked for, where it stands, and what the reconciler needs to drive it on."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -94,7 +94,7 @@ class JobRow(Base):
     dataset_id: Mapped[str | None] = mapped_column(String(64), ForeignKey("datasets.id"))
     model_name: Mapped[str] = mapped_column(String(64))
     spec: Mapped[JsonObject | None]
-    """`TrainingJobSpec`; null for `import_base`."""
+    """`TrainingJobSpec` or `BatchPredictionSpec`; null for `import_base`."""
     record: Mapped[JsonObject]
     """`JobRecord`, as it is in the bucket."""
     state: Mapped[str] = mapped_column(String(32))
@@ -109,6 +109,7 @@ class JobRow(Base):
     stages: Mapped[list[JsonObject]] = mapped_column(default=list)
     warnings: Mapped[list[str]] = mapped_column(default=list)
     result: Mapped[JsonObject | None]
+    """`PublishedModel` or `BatchResult`."""
     failure: Mapped[JsonObject | None]
     unknown_failures: Mapped[int] = mapped_column(Integer, default=0)
     """Attempts that count against `max_attempts`."""

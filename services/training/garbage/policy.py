@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from services.contracts import names
 from services.contracts.backbones import BackboneName
 from services.contracts.ids import DatasetId, JobId, TrunkId
 from services.contracts.jobs import JobOutcome, JobRecord
@@ -30,6 +31,8 @@ class Kind(StrEnum):
     """Of a job that ended."""
     PREDICTIONS = "predictions"
     """Per-image predictions of an attempt whose version is not the one published, or was deleted."""
+    PREDICTION_PARTS = "prediction_parts"
+    """Of a batch prediction that ended: what its results were made from, and results that are not whole."""
     DEAD_ATTEMPTS = "dead_attempts"
     """Objects of a version, written by an attempt that did not publish it."""
     DELETED_VERSIONS = "deleted_versions"
@@ -105,7 +108,8 @@ class References:
     running_shapes: frozenset[TrunkShape]
     """What the unfinished jobs need."""
     keys: frozenset[str]
-    """Objects of versions that were not deleted, or not long ago, or that an unfinished job retrains."""
+    """Objects of versions that were not deleted, or not long ago, or that an unfinished job retrains or labels with;
+    results of batch predictions."""
     trunks: frozenset[TrunkId]
     datasets: frozenset[DatasetId]
     doubtful_models: frozenset[str]
@@ -136,18 +140,18 @@ def refer(jobs: Sequence[SeenJob], models: Sequence[SeenModel], known: Known, ru
     published = {(version.model_name, version.number) for version in _published(models)}
     doubtful = {model.name for model in models if not model.is_readable} | _lost_models(jobs, published)
     unfinished = [job for job in jobs if job.outcome is None or job.job_id in known.unfinished_jobs]
-    retrained = {parent for job in unfinished if (parent := _parent(job.record)) is not None}
+    in_use = {version for job in unfinished if (version := _version_in_use(job.record)) is not None}
     standing = [
         version.manifest
         for model in models
         for version in model.versions
         if version.manifest is not None
-        and ((model.name, version.number) in retrained or not is_deleted(model, version, rules))
+        and ((model.name, version.number) in in_use or not is_deleted(model, version, rules))
     ]
     return References(
         ended=frozenset(job.job_id for job in jobs if _has_ended(job, doubtful, known, rules)),
         running_shapes=frozenset(shape for job in unfinished if (shape := _shape(job.record)) is not None),
-        keys=frozenset(key for manifest in standing for key in _keys_of(manifest)),
+        keys=frozenset(key for manifest in standing for key in _keys_of(manifest)) | _results(jobs),
         trunks=frozenset(manifest.trunk.trunk_id for manifest in standing),
         datasets=known.datasets | _datasets(jobs, standing),
         doubtful_models=frozenset(doubtful),
@@ -189,12 +193,26 @@ def _shape(record: JobRecord | None) -> TrunkShape | None:
     return None if record.base is None else (record.base.backbone, record.base.image_size)
 
 
-def _parent(record: JobRecord | None) -> tuple[str, int] | None:
-    """Model and version that the job retrains."""
-    parent = None if record is None or record.spec is None else record.spec.parent
+def _version_in_use(record: JobRecord | None) -> tuple[str, int] | None:
+    """Model and version that the job retrains, or labels with."""
+    if record is None:
+        return None
+    if record.prediction is not None:
+        return None if record.model_version is None else (record.model_name, record.model_version)
+    parent = None if record.spec is None else record.spec.parent
     if parent is None or parent.version is None:  # an accepted job's names its version
         return None
     return parent.model_name, parent.version
+
+
+def _results(jobs: Iterable[SeenJob]) -> frozenset[str]:
+    """What batch predictions made."""
+    keys: set[str] = set()
+    for job in jobs:
+        made = None if job.outcome is None else job.outcome.predicted
+        if made is not None:
+            keys |= {names.prediction_result(job.job_id), *(ref.key for ref in made.files)}
+    return frozenset(keys)
 
 
 def _keys_of(manifest: ModelManifest) -> list[str]:
@@ -205,8 +223,9 @@ def _keys_of(manifest: ModelManifest) -> list[str]:
 
 
 def _datasets(jobs: Iterable[SeenJob], standing: Iterable[ModelManifest]) -> frozenset[DatasetId]:
-    specs = [job.record.spec for job in jobs if job.record is not None] + [manifest.spec for manifest in standing]
-    return frozenset(spec.dataset_id for spec in specs if spec is not None)
+    of_jobs = {job.record.dataset_id for job in jobs if job.record is not None}
+    of_versions = {manifest.spec.dataset_id for manifest in standing if manifest.spec is not None}
+    return frozenset(dataset_id for dataset_id in of_jobs | of_versions if dataset_id is not None)
 
 
 # --- place by place -------------------------------------------------------------------------------------------------
@@ -235,6 +254,13 @@ def in_predictions(job_id: JobId, listed: Iterable[ObjectInfo], refs: References
     if job_id not in refs.ended:
         return []
     return _heap(Kind.PREDICTIONS, job_id, _unreferred(listed, refs, rules))
+
+
+def in_batch_prediction(job_id: JobId, listed: Iterable[ObjectInfo], refs: References, rules: Rules) -> list[Heap]:
+    """Of all that a batch prediction wrote, what is not its result."""
+    if job_id not in refs.ended:
+        return []
+    return _heap(Kind.PREDICTION_PARTS, job_id, _unreferred(listed, refs, rules))
 
 
 def in_version(

@@ -65,6 +65,7 @@ class Survey:
         return [
             *policy.in_checkpoints(job_id, checkpoints, refs, rules),
             *policy.in_predictions(job_id, [info for info in reports if info is not None], refs, rules),
+            *policy.in_batch_prediction(job_id, self.store.list(names.predictions_prefix(job_id)), refs, rules),
         ]
 
     def version_garbage(self, model: SeenModel, version: SeenVersion, refs: References, rules: Rules) -> list[Heap]:

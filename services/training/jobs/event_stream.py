@@ -3,7 +3,7 @@
 import time
 from collections.abc import AsyncGenerator
 
-from services.contracts.jobs import JobEvent
+from services.contracts.jobs import JobEvent, JobKind, JobState
 from services.training.context import Training
 from services.training.jobs import queries
 
@@ -15,7 +15,7 @@ BATCH = 200
 
 
 async def follow(
-    training: Training, job_id: str, after: int, max_life_s: float = MAX_LIFE_S
+    training: Training, job_id: str, after: int, max_life_s: float = MAX_LIFE_S, *, kind: JobKind = JobKind.TRAIN
 ) -> AsyncGenerator[JobEvent, None]:
     """The job's events with a greater `seq` than `after`, up to the one that ends the job.
 
@@ -27,13 +27,13 @@ async def follow(
         mark = training.changed.mark()
         async with training.database.session() as session:
             events = await queries.list_events(session, job_id, after=after, limit=BATCH)
-            row = None if events else await queries.get_row(session, job_id)
+            row = None if events else await queries.get_row(session, job_id, kind)
         for event in events:
             yield event
             after = event.seq
         if row is None:
             continue
-        if queries.to_job(row).state.is_terminal and after >= row.event_seq:
+        if JobState(row.state).is_terminal and after >= row.event_seq:
             return
         if after > row.event_seq:
             return  # a client with an id that this job never had

@@ -7,7 +7,7 @@ from sqlalchemy.exc import IntegrityError
 
 from services.contracts import names
 from services.contracts.base import utc_now
-from services.contracts.datasets import DatasetState
+from services.contracts.datasets import Dataset, DatasetState
 from services.contracts.errors import (
     CallerError,
     Conflict,
@@ -32,6 +32,7 @@ from services.contracts.models import BASE_MODEL, ModelManifest
 from services.contracts.pages import Page
 from services.runtime.auth import Principal
 from services.runtime.database import Database
+from services.runtime.database.tables import JobRow
 from services.runtime.objects import ObjectStore, open_object
 from services.runtime.settings import check_source_allowed
 from services.training.context import Training
@@ -56,20 +57,10 @@ async def create(training: Training, principal: Principal, spec: TrainingJobSpec
         IdempotencyKeyReused: the key came with another body.
     """
     request = IdempotentRequest(principal, CREATE_ROUTE, key, spec)
-    made = await find_reserved(training.database, request)
-    if made is not None:
-        async with training.database.session() as session:
-            row = await queries.find_row(session, made)
-            if row is not None:
-                return queries.to_job(row)
-    async with training.database.session() as session:
-        dataset = dataset_queries.to_dataset(await dataset_queries.get_row(session, spec.dataset_id))
-    if dataset.state is not DatasetState.READY:
-        raise DatasetNotReady(
-            f"the upload of dataset {dataset.id} is not complete: send its files, then "
-            f"POST /v1/datasets/{dataset.id}/complete",
-            {"dataset_id": dataset.id},
-        )
+    row = await find_accepted(training, request)
+    if row is not None:
+        return queries.to_job(row)
+    dataset = await get_ready_dataset(training, spec.dataset_id)
     if spec.parent is None:
         await _check_weights(training, spec)
     else:
@@ -89,6 +80,28 @@ async def create(training: Training, principal: Principal, spec: TrainingJobSpec
     await accept(training.database, training.store, record)
     training.wake.send()
     return await get(training, job_id)
+
+
+async def find_accepted(training: Training, request: IdempotentRequest) -> JobRow | None:
+    """The job that the same request made before, if it did. Raises `IdempotencyKeyReused`."""
+    made = await find_reserved(training.database, request)
+    if made is None:
+        return None
+    async with training.database.session() as session:
+        return await queries.find_row(session, made)
+
+
+async def get_ready_dataset(training: Training, dataset_id: str) -> Dataset:
+    """The dataset. Raises `NotFound`, and `DatasetNotReady` before its upload is complete."""
+    async with training.database.session() as session:
+        dataset = dataset_queries.to_dataset(await dataset_queries.get_row(session, dataset_id))
+    if dataset.state is not DatasetState.READY:
+        raise DatasetNotReady(
+            f"the upload of dataset {dataset.id} is not complete: send its files, then "
+            f"POST /v1/datasets/{dataset.id}/complete",
+            {"dataset_id": dataset.id},
+        )
+    return dataset
 
 
 async def _read_parent(training: Training, parent: ParentVersion) -> ModelManifest:
@@ -162,13 +175,16 @@ async def cancel(training: Training, job_id: str) -> TrainingJob:
 
     Raises `Conflict` when the job has succeeded or failed already.
     """
+    return queries.to_job(await cancel_row(training, job_id, JobKind.TRAIN))
+
+
+async def cancel_row(training: Training, job_id: str, kind: JobKind) -> JobRow:
+    """As `cancel`, for a job of any kind."""
     async with training.database.transaction() as session:
-        row = await queries.get_row(session, job_id, lock=True)
+        row = await queries.get_row(session, job_id, kind, lock=True)
         state = JobState(row.state)
         if state in (JobState.SUCCEEDED, JobState.FAILED):
-            raise Conflict(
-                f"job {job_id} has {state.value} already: there is nothing to cancel", {"state": state.value}
-            )
+            raise Conflict(f"{job_id} has {state.value} already: there is nothing to cancel", {"state": state.value})
         if state is not JobState.CANCELLED and not row.cancel_requested:
             row.cancel_requested = True
             row.state = JobState.CANCELLING.value
@@ -181,7 +197,7 @@ async def cancel(training: Training, job_id: str) -> TrainingJob:
         await asyncio.to_thread(_record_cancellation, training.store, JobId(row.id), row.updated_at)
     training.wake.send()
     training.changed.send()
-    return queries.to_job(row)
+    return row
 
 
 def _record_cancellation(store: ObjectStore, job_id: JobId, at: datetime) -> None:
@@ -197,19 +213,20 @@ async def metrics(training: Training, job_id: str) -> list[EpochMetrics]:
         return await queries.list_metrics(session, job_id)
 
 
-async def logs(training: Training, job_id: str, attempt: int | None) -> str:
+async def logs(training: Training, job_id: str, attempt: int | None, kind: JobKind = JobKind.TRAIN) -> str:
     """An attempt's log as Ray has it, by default the newest attempt's.
 
     Raises:
         NotFound: no such job or attempt, or Ray has forgotten it.
         ClusterUnavailable: Ray does not answer.
     """
-    job = await get(training, job_id)
-    number = job.attempt if attempt is None else attempt
-    if not 1 <= number <= job.attempt:
-        which = "it has not started yet" if job.attempt == 0 else f"its attempts are 1 to {job.attempt}"
-        raise NotFound(f"no log of job {job_id}: {which}", {"job_id": job_id})
-    text = await training.ray.logs(submission_id(job.id, number))
+    async with training.database.session() as session:
+        newest = (await queries.get_row(session, job_id, kind)).attempt
+    number = newest if attempt is None else attempt
+    if not 1 <= number <= newest:
+        which = "it has not started yet" if newest == 0 else f"its attempts are 1 to {newest}"
+        raise NotFound(f"no log of {job_id}: {which}", {"job_id": job_id})
+    text = await training.ray.logs(submission_id(JobId(job_id), number))
     if text is None:
         raise NotFound(
             f"the Ray cluster has no log of attempt {number}: not started yet, or the cluster was restarted since",

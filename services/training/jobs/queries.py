@@ -1,4 +1,4 @@
-"""The jobs and job_events tables."""
+"""The jobs and job_events tables, for jobs of every kind."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -28,7 +28,12 @@ from services.runtime.database.tables import JobEventRow, JobRow
 from services.training import cursors
 from services.training.reconciler.progress import EventDraft
 
-_ID = re.compile(r"job_[0-9a-f]{24}")
+_ID = re.compile(r"(job|pred)_[0-9a-f]{24}")
+_SHOWN = {
+    JobKind.TRAIN: ("training job", "/v1/training-jobs"),
+    JobKind.PREDICT: ("batch prediction", "/v1/batch-predictions"),
+}
+"""What users know: what it is called, and where it is listed."""
 
 
 async def find_row(session: AsyncSession, job_id: str, *, lock: bool = False) -> JobRow | None:
@@ -38,11 +43,12 @@ async def find_row(session: AsyncSession, job_id: str, *, lock: bool = False) ->
     return await session.get(JobRow, job_id, with_for_update=lock, populate_existing=lock)
 
 
-async def get_row(session: AsyncSession, job_id: str, *, lock: bool = False) -> JobRow:
-    """A training job's row. Raises `NotFound`, for Rekindle's own jobs too."""
+async def get_row(session: AsyncSession, job_id: str, kind: JobKind = JobKind.TRAIN, *, lock: bool = False) -> JobRow:
+    """The row of a job of one of the kinds that users know. Raises `NotFound`, for jobs of other kinds too."""
     row = await find_row(session, job_id, lock=lock)
-    if row is None or row.kind != JobKind.TRAIN:
-        raise NotFound(f"no training job {job_id!r}: GET /v1/training-jobs lists them", {"job_id": job_id})
+    if row is None or row.kind != kind:
+        what, where = _SHOWN[kind]
+        raise NotFound(f"no {what} {job_id!r}: GET {where} lists them", {"job_id": job_id})
     return row
 
 
@@ -54,8 +60,24 @@ async def list_page(
     states: Sequence[JobState] = (),
     model_name: str | None = None,
 ) -> Page[TrainingJob]:
-    """One page of users' jobs, newest first."""
-    query = select(JobRow).where(JobRow.kind == JobKind.TRAIN.value)
+    """One page of training jobs, newest first."""
+    rows, following = await list_rows(
+        session, JobKind.TRAIN, limit=limit, cursor=cursor, states=states, model_name=model_name
+    )
+    return Page[TrainingJob](items=[to_job(row) for row in rows], next_cursor=following)
+
+
+async def list_rows(
+    session: AsyncSession,
+    kind: JobKind,
+    *,
+    limit: int,
+    cursor: str | None,
+    states: Sequence[JobState],
+    model_name: str | None,
+) -> tuple[list[JobRow], str | None]:
+    """One page of jobs of a kind, newest first, and the cursor of the next."""
+    query = select(JobRow).where(JobRow.kind == kind.value)
     if states:
         query = query.where(JobRow.state.in_([state.value for state in states]))
     if model_name is not None:
@@ -65,8 +87,7 @@ async def list_page(
         query = query.where(or_(JobRow.created_at < at, and_(JobRow.created_at == at, JobRow.id < key)))
     rows = list(await session.scalars(query.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit + 1)))
     shown = rows[:limit]
-    following = cursors.encode(shown[-1].created_at, shown[-1].id) if len(rows) > limit else None
-    return Page[TrainingJob](items=[to_job(row) for row in shown], next_cursor=following)
+    return shown, cursors.encode(shown[-1].created_at, shown[-1].id) if len(rows) > limit else None
 
 
 async def list_unfinished(session: AsyncSession) -> list[JobRow]:
@@ -106,12 +127,13 @@ async def list_metrics(session: AsyncSession, job_id: str) -> list[EpochMetrics]
 
 def new_row(record: JobRecord) -> JobRow:
     """A queued job's row."""
+    spec = record.spec or record.prediction
     return JobRow(
         id=record.job_id,
         kind=record.kind.value,
-        dataset_id=None if record.spec is None else record.spec.dataset_id,
+        dataset_id=record.dataset_id,
         model_name=record.model_name,
-        spec=None if record.spec is None else record.spec.model_dump(mode="json"),
+        spec=None if spec is None else spec.model_dump(mode="json"),
         record=record.model_dump(mode="json"),
         state=JobState.QUEUED.value,
         attempt=0,

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query
+from fastapi import APIRouter, Depends, Query
 from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, Field
@@ -26,10 +26,9 @@ from services.runtime.problems import problem_responses
 from services.training.context import IdempotencyKey, Reader, Trainer, TrainingContext
 from services.training.cursors import DEFAULT_PAGE_SIZE, Cursor, Limit
 from services.training.jobs import operations
-from services.training.jobs.event_stream import follow
+from services.training.jobs.sse import MAX_SEQ, After, LastEventId, last_seen, sent_events
 
 TAG = ("training-jobs", "Training on a dataset; a job that was accepted ends, whatever dies in between.")
-MAX_SEQ = 2**31 - 1
 
 router = APIRouter(prefix="/v1/training-jobs", tags=[TAG[0]])
 
@@ -135,16 +134,12 @@ async def stream_training_job_events(
     training: TrainingContext,
     _principal: Reader,
     job_id: Annotated[str, Depends(_existing_job)],
-    after: Annotated[int, Query(ge=0, le=MAX_SEQ, description="Only events with a greater `seq`.")] = 0,
-    last_event_id: Annotated[
-        str | None, Header(alias="Last-Event-ID", description="Sent by clients that connect again; wins over `after`.")
-    ] = None,
+    after: After = 0,
+    last_event_id: LastEventId = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """The job's whole history from its beginning, then everything that happens, until the job has ended.
 
     The stream may end before the job has: connect again with `Last-Event-ID`.
     """
-    if last_event_id is not None and last_event_id.isascii() and last_event_id.isdigit():
-        after = min(int(last_event_id[:10]), MAX_SEQ)
-    async for event in follow(training, job_id, after):
-        yield ServerSentEvent(id=str(event.seq), event=event.type.value, raw_data=event.model_dump_json())
+    async for event in sent_events(training, job_id, last_seen(after, last_event_id)):
+        yield event

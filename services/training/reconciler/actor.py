@@ -8,6 +8,7 @@ from datetime import datetime
 
 import structlog
 
+from services.contracts.batch_predictions import BatchResult
 from services.contracts.ids import JobId, submission_id
 from services.contracts.jobs import Failure, JobOutcome, JobState, PublishedModel
 from services.runtime.database.tables import JobRow
@@ -51,8 +52,10 @@ class Actor:
             case Retry():
                 log.info("job.retry", job_id=row.id, attempt=row.attempt, reason=action.reason)
                 return await transitions.retry(self.leased, row, action, now)
-            case Succeed(published=published):
-                return await self._succeed(row, published, now)
+            case Succeed(made=made):
+                if isinstance(made, PublishedModel):
+                    return await self._publish(row, made, now)
+                return await self._finish_prediction(row, made, now)
             case Fail(failure=failure):
                 await self._record_end(row, JobState.FAILED, now, failure=failure)
                 log.info("job.failed", job_id=row.id, attempt=row.attempt, code=failure.code, reason=failure.message)
@@ -119,13 +122,18 @@ class Actor:
         self.stop_again_at_s[row.id] = time.monotonic() + STOP_INTERVAL_S
         return await transitions.wait(self.leased, row, JobState.CANCELLING, reason, now)
 
-    async def _succeed(self, row: JobRow, published: PublishedModel, now: datetime) -> bool:
+    async def _publish(self, row: JobRow, published: PublishedModel, now: datetime) -> bool:
         manifest = await asyncio.to_thread(records.read_manifest, self.training.store, published)
         await self._record_end(row, JobState.SUCCEEDED, now, published=published)
         log.info("job.succeeded", job_id=row.id, attempt=row.attempt, version=published.version)
         shown = await transitions.succeed(self.leased, row, manifest, published, now)
         self.training.published.send()
         return shown
+
+    async def _finish_prediction(self, row: JobRow, predicted: BatchResult, now: datetime) -> bool:
+        await self._record_end(row, JobState.SUCCEEDED, now, predicted=predicted)
+        log.info("job.succeeded", job_id=row.id, attempt=row.attempt, images=predicted.image_count)
+        return await transitions.finish_prediction(self.leased, row, predicted, now)
 
     async def _cancel(self, row: JobRow, reason: str, now: datetime) -> bool:
         # A submission that is still on its way must find itself given up.
@@ -143,6 +151,7 @@ class Actor:
         *,
         published: PublishedModel | None = None,
         failure: Failure | None = None,
+        predicted: BatchResult | None = None,
     ) -> None:
         """Into the bucket before the database: a job that ended for its user has ended after a restore, too."""
         outcome = JobOutcome(
@@ -152,5 +161,6 @@ class Actor:
             finished_at=now,
             published=published,
             failure=failure,
+            predicted=predicted,
         )
         await asyncio.to_thread(records.write_job_outcome, self.training.store, outcome)

@@ -7,6 +7,7 @@ not dead; one attempt at a time; only a person's mistake or repeated unexplained
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from services.contracts.batch_predictions import BatchResult
 from services.contracts.jobs import PROCESS_LOST, AttemptOutcome, Failure, FailureClass, JobState, PublishedModel
 from services.training.ray_api import RayStatus
 
@@ -134,9 +135,9 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Succeed:
-    """The attempt published its model."""
+    """The attempt published its model, or its labels."""
 
-    published: PublishedModel
+    made: PublishedModel | BatchResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,14 +160,15 @@ Action = Wait | Submit | Rouse | Stop | Retry | Succeed | Fail | Cancel
 def decide(job: JobView, seen: Observation, now: datetime, backoff: Backoff) -> Action:
     """The one next thing to do for a job that has not ended."""
     outcome = seen.outcome if job.retry_at is None else None
-    if outcome is not None and outcome.published is not None:
-        return Succeed(outcome.published)
+    made = None if outcome is None else outcome.published or outcome.predicted
+    if made is not None:
+        return Succeed(made)
     if job.cancel_requested:
         return _decide_cancel(job, seen, outcome)
     if job.attempt == 0 or job.retry_at is not None:
         return _decide_start(job, seen, now)
     if outcome is not None:
-        failure = outcome.failure or _unexplained("The attempt ended without a model and without a reason.")
+        failure = outcome.failure or _unexplained("The attempt ended without a result and without a reason.")
         if failure.code == PROCESS_LOST:
             return _after_death(job, failure.message, now, backoff)
         return _after_failure(job, failure, now, backoff)

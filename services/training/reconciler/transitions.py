@@ -8,6 +8,7 @@ from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from services.contracts.batch_predictions import BatchResult
 from services.contracts.ids import JobId, submission_id
 from services.contracts.jobs import (
     CapacityWait,
@@ -140,8 +141,18 @@ async def succeed(
         return True
 
 
+async def finish_prediction(leased: LeasedDatabase, seen: JobRow, result: BatchResult, now: datetime) -> bool:
+    """Every image has its labels."""
+    async with leased.job(seen) as (session, row):
+        if row is None:
+            return False
+        row.result = result.model_dump(mode="json")
+        _end(session, row, JobState.SUCCEEDED, result.sentence, now)
+        return True
+
+
 async def fail(leased: LeasedDatabase, seen: JobRow, failure: Failure, now: datetime) -> bool:
-    """The job has ended without a model."""
+    """The job has ended without a result."""
     async with leased.job(seen) as (session, row):
         if row is None:
             return False

@@ -111,6 +111,9 @@ def _end(row: JobRow, story: _Story, outcome: JobOutcome) -> None:
     if outcome.published is not None:
         row.result = outcome.published.model_dump(mode="json")
         reason = f"Published version {outcome.published.version} of model {outcome.published.model_name!r}."
+    elif outcome.predicted is not None:
+        row.result = outcome.predicted.model_dump(mode="json")
+        reason = outcome.predicted.sentence
     elif outcome.failure is not None:
         row.failure = outcome.failure.model_dump(mode="json")
         reason = outcome.failure.message

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,9 +13,14 @@ from typer.testing import CliRunner
 
 from services.cli.main import COMMANDS, app
 from services.cli.predict import IMAGES_PER_REQUEST
-from services.cli.sources import name_of, resource_name
+from services.cli.sources import find_images, name_of, resource_name
 from services.cli.train import weights_field
+from services.client import Rekindle
 from services.contracts.base import ResourceName
+from services.contracts.batch_predictions import DatasetFiles
+from services.contracts.datasets import PrefixSource
+from services.contracts.errors import NotFound
+from services.contracts.ids import DatasetId
 from services.runtime.settings import Settings
 from tests.servers.local_stack import run_command
 
@@ -34,7 +40,7 @@ def test_every_command_explains_itself(command: str) -> None:
     assert f"Usage: rekindle {command}" in result.output
 
 
-@pytest.mark.parametrize("module", ["main", "train", "predict", "datasets", "jobs", "models"])
+@pytest.mark.parametrize("module", ["main", "train", "predict", "label", "labels", "datasets", "jobs", "models"])
 def test_clients_commands_import_nothing_of_the_server(module: str) -> None:
     program = f"import sys, services.cli.{module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
@@ -50,6 +56,9 @@ def test_clients_commands_import_nothing_of_the_server(module: str) -> None:
         ["train", "x", "--parent-version", "1"],
         ["train", "x", "--parent", "m", "--rename-class", "old"],
         ["predict", "m"],
+        ["label", "m"],
+        ["label", "m", "s3://b/x/", "--detach", "--output", "x.csv"],
+        ["labels", "download", "pred_1"],
         ["jobs", "show"],
     ],
 )
@@ -122,6 +131,22 @@ def test_weights_are_a_name_a_uri_or_a_file(tmp_path: Path) -> None:
     assert weights_field(str(file), None) == {"uri": file.as_uri(), "sha256": None}
     with pytest.raises(FileNotFoundError, match="imagenet"):
         weights_field(str(tmp_path / "missing.h5"), None)
+
+
+def test_images_to_label_are_a_uri_a_folder_or_a_dataset(tmp_path: Path) -> None:
+    dataset = {"id": "ds_" + "1" * 24, "name": "pets", "source": {"type": "upload"}, "state": "ready", "layout": None}
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        found = [dataset | {"created_at": "2026-01-01T00:00:00Z"}] if request.url.params["name"] == "pets" else []
+        return httpx2.Response(200, json={"items": found, "next_cursor": None})
+
+    with Rekindle("http://server", http=httpx2.MockTransport(answer)) as client:
+        assert find_images(client, "s3://b/new/") == PrefixSource(uri="s3://b/new/")
+        assert find_images(client, str(tmp_path)) == PrefixSource(uri=tmp_path.as_uri())
+        assert find_images(client, "ds_" + "2" * 24) == DatasetFiles(dataset_id=DatasetId("ds_" + "2" * 24))
+        assert find_images(client, "pets") == DatasetFiles(dataset_id=DatasetId("ds_" + "1" * 24))
+        with pytest.raises(NotFound, match="'cats' is no folder"):
+            find_images(client, "cats")
 
 
 def test_a_request_has_no_more_images_than_the_server_takes() -> None:

@@ -95,7 +95,7 @@ def test_a_job_is_shown(is_terminal: bool) -> None:
     text = io.StringIO()
     console = Console(file=text, force_terminal=is_terminal, width=140, color_system=None)
     with Rekindle("http://server", http=httpx2.MockTransport(answer)) as client:
-        assert watch_job(client, JOB.id, console) == JOB
+        assert watch_job(client.training_jobs, JOB.id, console) == JOB
     shown = text.getvalue()
     assert "Computing features: 0.0 s" in shown
     if is_terminal:

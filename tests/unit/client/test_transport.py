@@ -2,8 +2,9 @@
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -61,6 +62,28 @@ def make(
 
 def ok(value: int = 1) -> httpx2.Response:
     return httpx2.Response(200, json={"value": value})
+
+
+def test_a_download_is_whole_or_not_there_at_all(tmp_path: Path) -> None:
+    def breaks_off() -> Iterator[bytes]:
+        yield b"half of "
+        raise httpx2.ReadError("gone")
+
+    server = Server(
+        httpx2.Response(200, content=breaks_off()), problem(503, "overloaded"), httpx2.Response(200, text="all")
+    )
+    file = tmp_path / "labels.csv"
+    make(server).download("/v1/x", file, query={"format": "csv"})
+    assert file.read_text() == "all"
+    assert [str(request.url) for request in server.requests] == ["http://server/v1/x?format=csv"] * 3
+    with pytest.raises(ApiError, match="this is not_found"):
+        make(Server(problem(404, "not_found"))).download("/v1/x", file, query={})
+    with pytest.raises(Unreachable):
+        make(Server(httpx2.Response(200, content=breaks_off()), httpx2.ConnectError("no"))).download(
+            "/v1/x", file, query={}
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.csv"]
+    assert file.read_text() == "all"
 
 
 def test_an_answer_is_parsed() -> None:

@@ -13,7 +13,8 @@ from ray_cluster.train.machines import MARKET_LABEL, ClusterView, NodeView, Unpl
 from ray_cluster.train.reporter import Reporter
 from services.contracts import names
 from services.contracts.ids import new_job_id
-from services.contracts.jobs import CapacityWait, JobEventType, ProgressRecord, Resources, Stage
+from services.contracts.jobs import CapacityWait, JobEventType, ProgressRecord, Stage
+from services.contracts.resources import Resources
 from services.runtime.objects import open_store
 
 START = datetime(2026, 11, 1, 12, tzinfo=UTC)

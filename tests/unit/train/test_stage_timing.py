@@ -13,7 +13,8 @@ from ray_cluster.train.work import Span
 from services.contracts import names
 from services.contracts.base import utc_now
 from services.contracts.ids import JobId, TrunkId
-from services.contracts.jobs import JobKind, JobRecord, ProgressRecord, Resources, Stage, StageTiming
+from services.contracts.jobs import JobKind, JobRecord, ProgressRecord, Stage, StageTiming
+from services.contracts.resources import Resources
 from services.runtime.objects import open_store
 
 JOB = JobId("job_1")

@@ -312,6 +312,46 @@ def test_a_deleted_version_stays_while_a_job_retrains_it(tmp_path: Path) -> None
     assert parent.tail.key not in bucket.listed()
 
 
+@pytest.mark.parametrize(
+    ("ended", "succeeded"),
+    [(None, True), (GRACE / 2, True), (LONG_AGO, True), (LONG_AGO, False)],
+    ids=["running", "young", "succeeded", "cancelled"],
+)
+def test_of_a_batch_prediction_the_results_stay(tmp_path: Path, ended: timedelta | None, succeeded: bool) -> None:
+    store = open_store(tmp_path.as_uri())
+    bucket = GarbageBucket(store, NOW + 2 * GRACE)
+    bucket.version(bucket.job(1, published=("flowers", 1)), 1)
+    job = bucket.prediction(2, ended=ended, succeeded=succeeded)
+    if ended == GRACE / 2:
+        bucket.keep(names.predictions_prefix(job))
+    asyncio.run(collect(store, Known(), Rules(bucket.now, GRACE, None), dry_run=False))
+    assert bucket.listed() == bucket.kept
+
+
+def test_a_deleted_version_stays_while_a_batch_prediction_labels_with_it(tmp_path: Path) -> None:
+    store = open_store(tmp_path.as_uri())
+    bucket = GarbageBucket(store, NOW + 2 * GRACE)
+    rules = Rules(bucket.now, GRACE, None)
+    version = bucket.version(bucket.job(1, published=("flowers", 1)), 1)
+    bucket.version(bucket.job(2, published=("flowers", 2)), 2)
+    job = bucket.prediction(3, ended=None, version=1)
+    bucket.delete(version, garbage=False)
+    asyncio.run(collect(store, Known(), rules, dry_run=False))
+    assert bucket.listed() == bucket.kept
+    bucket.end(job, LONG_AGO, None)
+    asyncio.run(collect(store, Known(), rules, dry_run=False))
+    assert version.tail.key not in bucket.listed()
+
+
+def test_the_files_of_a_dataset_that_was_labelled_are_kept(tmp_path: Path) -> None:
+    store = open_store(tmp_path.as_uri())
+    bucket = GarbageBucket(store, NOW + 2 * GRACE)
+    bucket.prediction(1, ended=None)
+    bucket.put(f"{names.dataset_files(DATASET)}a.jpg", b"an image", garbage=False)
+    asyncio.run(collect(store, Known(), Rules(bucket.now, GRACE, None), dry_run=False))
+    assert bucket.listed() == bucket.kept
+
+
 def test_the_weights_of_a_network_tail_are_kept(tmp_path: Path) -> None:
     store = open_store(tmp_path.as_uri())
     bucket = GarbageBucket(store, NOW)

@@ -1,0 +1,1 @@
+"""One attempt of a batch prediction: labels every image of a source with a published version."""

@@ -1,0 +1,25 @@
+"""What a batch prediction runs on the cluster as Ray tasks. See `train/tasks.py`."""
+
+import ray
+
+from ray_cluster.predict.labelling import label_shard, load_labeller
+from ray_cluster.predict.snapshot import Shard
+from ray_cluster.serve.model_tails import TailKey
+from ray_cluster.train.dispatch import TASK_CPUS
+from ray_cluster.train.tasks import MAX_RETRIES
+from ray_cluster.train.work import Done, Watch
+from services.contracts.ids import JobId
+from services.contracts.models import TrunkManifest
+from services.runtime.objects import open_store
+
+
+@ray.remote(num_cpus=TASK_CPUS, max_retries=MAX_RETRIES)
+def label_task(
+    bucket_uri: str, source_uri: str, job_id: JobId, trunk: TrunkManifest, model: TailKey, top_k: int, shard: Shard
+) -> Done[int]:
+    """`label_shard` on some node; how many files it had."""
+    watch = Watch()
+    with watch.working():
+        store = open_store(bucket_uri)
+        label_shard(store, open_store(source_uri), job_id, shard, top_k, lambda: load_labeller(store, trunk, model))
+    return Done(len(shard.files), watch.spans[0])

@@ -1,0 +1,1 @@
+"""Batch predictions: accepting, showing and cancelling them, and their results."""

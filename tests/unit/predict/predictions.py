@@ -1,0 +1,73 @@
+"""A model that tells colours, images of one colour each, and batch predictions of them without Ray."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ray_cluster.predict import snapshot as snapshots
+from ray_cluster.predict.labelling import Labeller, ShardResult
+from ray_cluster.predict.snapshot import Snapshot
+from ray_cluster.serve.classifier import Classifier
+from ray_cluster.serve.model_tails import LabelledTail
+from ray_cluster.vision.tails import Tail
+from services.contracts import names
+from services.contracts.ids import JobId
+from services.runtime.objects import ObjectStore, open_store
+
+JOB = JobId("pred_" + "0" * 24)
+COLOURS = ("red", "green", "blue")
+SIZE = 8
+
+
+class MeanColour:
+    """An engine: each image's mean red, green and blue."""
+
+    name = "mean"
+    version = "1"
+    feature_dim = 3
+
+    def features(self, images_BHWC: np.ndarray) -> np.ndarray:
+        return images_BHWC.mean(axis=(1, 2)).astype(np.float32)
+
+
+BY_COLOUR = LabelledTail(Tail(np.eye(3, dtype=np.float32) / 64, np.zeros(3, np.float32)), COLOURS)
+
+
+def labeller() -> Labeller:
+    return Labeller(Classifier([MeanColour()], SIZE), BY_COLOUR)
+
+
+def picture(colour: str, shade: int = 200) -> bytes:
+    pixels = np.zeros((SIZE, SIZE, 3), np.uint8)
+    pixels[..., COLOURS.index(colour)] = shade
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "PNG")
+    return data.getvalue()
+
+
+def write(folder: Path, files: dict[str, bytes]) -> ObjectStore:
+    """A source with these files."""
+    for path, data in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    return open_store(folder.as_uri())
+
+
+def take(store: ObjectStore, source: ObjectStore, shard_files: int) -> Snapshot:
+    """A snapshot with small shards."""
+    taken = snapshots.take(store, JOB, 1, source.uri, source.list(""))
+    small = taken.model_copy(update={"shard_files": shard_files})
+    store.put(names.prediction_snapshot(JOB), small.model_dump_json().encode())
+    return small
+
+
+def label_all(store: ObjectStore, source: ObjectStore, snapshot: Snapshot, top_k: int = 2) -> list[ShardResult]:
+    """Labels every shard and writes the results."""
+    results: list[ShardResult] = []
+    for shard in snapshots.read_shards(store, JOB, snapshot):
+        result = labeller().label_shard(source, shard, top_k)
+        store.put(names.prediction_shard(JOB, shard.number), result.model_dump_json().encode(), if_absent=True)
+        results.append(result)
+    return results
