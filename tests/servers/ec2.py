@@ -102,14 +102,13 @@ class FakeEc2:
         return [pool_of(launch) for launch in self.launches]
 
     def reset(self) -> None:
-        """As new, with a key pair."""
+        """As new."""
         self.shortages.clear()
         self.launches.clear()
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
             urllib.request.Request(f"{self.url}/moto-api/reset", method="POST"), timeout=10
         ):
             pass
-        self.client().create_key_pair(KeyName=KEY)
 
 
 class _Gate:
@@ -155,7 +154,9 @@ def running_ec2() -> Iterator[FakeEc2]:
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield ec2
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # half a second at every reset
+            yield ec2
     finally:
         server.shutdown()
         thread.join()
