@@ -143,11 +143,10 @@ def _lifecycle(s3: Any, bucket: str) -> list[dict[str, Any]]:
 def _ensure_spot_role(iam: Any) -> None:
     """An account's first spot machine needs it, and the head may not make it."""
     try:
-        iam.get_role(RoleName="AWSServiceRoleForEC2Spot")
-    except ClientError as error:
-        if _code(error) != "NoSuchEntity":
-            raise
         iam.create_service_linked_role(AWSServiceName="spot.amazonaws.com")
+    except ClientError as error:
+        if _code(error) not in ("InvalidInput", "EntityAlreadyExists"):  # both: the account has it
+            raise
 
 
 def _ensure_role(iam: Any, name: str, documents: Mapping[str, Mapping[str, Any]]) -> bool:

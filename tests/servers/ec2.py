@@ -145,11 +145,16 @@ def _refuse(code: str, start_response: Any) -> Iterable[bytes]:
     return [f"<Response><Errors>{error}</Errors><RequestID>1</RequestID></Response>".encode()]
 
 
+class _Quiet(MotoRequestHandler):
+    def log_request(self, *args: object) -> None:
+        """Nothing: `launches` has what matters."""
+
+
 @contextmanager
 def running_ec2() -> Iterator[FakeEc2]:
     """Serves until the block ends."""
     ec2 = FakeEc2("")
-    server = make_server("127.0.0.1", 0, _Gate(ec2), threaded=True, request_handler=MotoRequestHandler)
+    server = make_server("127.0.0.1", 0, _Gate(ec2), threaded=True, request_handler=_Quiet)
     ec2.url = f"http://127.0.0.1:{server.port}"
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
