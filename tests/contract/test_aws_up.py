@@ -1,22 +1,18 @@
 """`python -m deploy.aws` with Ray's own `ray up` and `ray down`, on machines that are played."""
 
 import json
-import os
 import stat
-import subprocess
-import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from deploy.aws.__main__ import app
 from tests.servers.ec2 import KEY, REGION, FakeEc2
 from tests.servers.played_ssh import PlayedMachines, play
 
 ROOT = Path(__file__).parents[2]
-COMMAND_TIMEOUT_S = 240
-
-pytestmark = pytest.mark.timeout(600)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,27 +20,25 @@ class Launcher:
     """The machine that the commands are run on."""
 
     folder: Path
-    env: dict[str, str]
     machines: PlayedMachines
+    captured: pytest.CaptureFixture[str]
 
     @property
     def state(self) -> Path:
         return self.folder / "state" / "pets"
 
-    def run(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "deploy.aws", command, "cluster.toml", *arguments, "--state", "state"],
-            cwd=self.folder,
-            env=self.env,
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_TIMEOUT_S,
-            stdin=subprocess.DEVNULL,
-        )
+    def run(self, command: str, *arguments: str) -> tuple[object, str, str]:
+        """The exit code, and what was written to standard output and standard error."""
+        with pytest.raises(SystemExit) as ended:
+            app([command, "cluster.toml", *arguments, "--state", "state"])
+        written = self.captured.readouterr()
+        return ended.value.code, written.out, written.err
 
 
 @pytest.fixture
-def launcher(ec2: FakeEc2, tmp_path: Path) -> Launcher:
+def launcher(
+    ec2: FakeEc2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Launcher:
     programs = tmp_path / "bin"
     programs.mkdir()
     key = tmp_path / "my-key.pem"
@@ -59,23 +53,19 @@ def launcher(ec2: FakeEc2, tmp_path: Path) -> Launcher:
         assert old in example
         example = example.replace(old, new)
     (tmp_path / "cluster.toml").write_text(example)
-    temp = tmp_path / "tmp"
-    temp.mkdir()
-    env = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "REKINDLE_"))},
-        **ec2.env(),
-        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "TMPDIR": str(temp),
-        "HOME": str(tmp_path),
-        "REKINDLE_DATABASE_URL": "postgresql://me:database-secret@db/rekindle",
-    }
-    return Launcher(tmp_path, env, play(programs))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(programs))  # whatever happens, the real ones are not found
+    monkeypatch.setenv("REKINDLE_DATABASE_URL", "postgresql://me:database-secret@db/rekindle")
+    monkeypatch.setenv("RAY_UP_enable_autoscaler_v2", "0")  # what is set here is undone, what `up` sets is not
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # Ray keeps what AWS answered there
+    return Launcher(tmp_path, play(programs), capfd)
 
 
 def test_up_a_key_and_down(launcher: Launcher, ec2: FakeEc2) -> None:
-    up = launcher.run("up")
-    assert up.returncode == 0, up.stdout + up.stderr
+    code, out, err = launcher.run("up")
+    assert code == 0, out + err
 
     (head,) = ec2.instances()
     tags = {each["Key"]: each["Value"] for each in head["Tags"]}
@@ -86,7 +76,7 @@ def test_up_a_key_and_down(launcher: Launcher, ec2: FakeEc2) -> None:
     assert head["IamInstanceProfile"]["Arn"].endswith("/rekindle-pets-head")
     names = {group["GroupName"] for group in head["SecurityGroups"]}
     assert names == {"rekindle-pets-nodes", "rekindle-pets-head"}
-    assert f"http://{head['PublicIpAddress']}:8080" in up.stdout
+    assert f"http://{head['PublicIpAddress']}:8080" in out
 
     calls = launcher.machines.calls()
     commands = [call.command for call in calls]
@@ -119,16 +109,16 @@ def test_up_a_key_and_down(launcher: Launcher, ec2: FakeEc2) -> None:
     for secret in ("ray-token", "cluster.yaml", "gateway.env", "everywhere/cluster.env"):
         assert stat.S_IMODE((launcher.state / secret).stat().st_mode) == 0o600, secret
 
-    made = launcher.run("key", "laptop", "--scope", "train")
-    assert made.returncode == 0, made.stdout + made.stderr
-    assert "rk_played" in made.stdout
+    code, out, err = launcher.run("key", "laptop", "--scope", "train")
+    assert code == 0, out + err
+    assert "rk_played" in out
     assert (
         "docker exec rekindle-gateway rekindle keys create laptop --scope train"
         in launcher.machines.calls()[-1].command
     )
 
-    down = launcher.run("down", "--everything")
-    assert down.returncode == 0, down.stdout + down.stderr
+    code, out, err = launcher.run("down", "--everything")
+    assert code == 0, out + err
     assert ec2.instances() == []
     iam = ec2.client("iam")
     assert iam.list_instance_profiles()["InstanceProfiles"] == []
@@ -144,9 +134,9 @@ def _only(commands: list[str], part: str) -> int:
 def test_mistakes_are_told_in_a_line_and_nothing_is_started(launcher: Launcher, ec2: FakeEc2) -> None:
     settings = launcher.folder / "cluster.toml"
     settings.write_text(settings.read_text().replace(REGION, "us-east-9", 1))
-    up = launcher.run("up")
-    assert up.returncode == 1
-    assert "us-east-1a, us-east-1b, us-east-1c is not in region us-east-9" in up.stderr
-    assert "Traceback" not in up.stderr
+    code, _, err = launcher.run("up")
+    assert code == 1
+    assert "us-east-1a, us-east-1b, us-east-1c is not in region us-east-9" in err
+    assert "Traceback" not in err
     assert ec2.instances() == []
     assert launcher.machines.calls() == []

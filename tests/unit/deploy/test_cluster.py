@@ -11,7 +11,7 @@ from ray.autoscaler._private.loader import load_function_or_class
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.sdk import get_docker_host_mount_location
 
-from deploy.aws.__main__ import _yaml
+from deploy.aws.__main__ import cluster_yaml
 from deploy.aws.cluster import CLUSTER_FOLDER, on_host, start_gateway
 from deploy.aws.environment import cluster_environment, env_file, gateway_environment
 from deploy.aws.groups import Groups
@@ -25,7 +25,7 @@ from tests.unit.deploy.settings import settings
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """As `up` writes it and Ray reads it."""
     folder = tmp_path_factory.mktemp("everywhere")
-    return yaml.safe_load(_yaml(settings(), Groups("sg-nodes", "sg-head"), folder))
+    return yaml.safe_load(cluster_yaml(settings(), Groups("sg-nodes", "sg-head"), folder))
 
 
 def workers(cluster: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -140,13 +140,13 @@ def test_machines_log_in_where_the_images_are_in_the_accounts_registry(cluster: 
     assert cluster["initialization_commands"] == []
     registry = "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
     chosen = settings(worker_image=f"{registry}/rekindle:gpu")
-    (login,) = yaml.safe_load(_yaml(chosen, Groups("a", "b"), chosen.ssh_private_key))["initialization_commands"]
+    (login,) = yaml.safe_load(cluster_yaml(chosen, Groups("a", "b"), chosen.ssh_private_key))["initialization_commands"]
     assert "--region eu-west-1" in login
     assert login.endswith(f"--password-stdin {registry}")
 
 
 def test_subnets_of_ones_own_take_the_place_of_zones() -> None:
     chosen = settings(subnets=["subnet-1", "subnet-2"])
-    rendered = yaml.safe_load(_yaml(chosen, Groups("a", "b"), chosen.ssh_private_key))
+    rendered = yaml.safe_load(cluster_yaml(chosen, Groups("a", "b"), chosen.ssh_private_key))
     assert "availability_zone" not in rendered["provider"]
     assert rendered["available_node_types"]["any"]["node_config"]["SubnetIds"] == ["subnet-1", "subnet-2"]
