@@ -15,8 +15,12 @@ KILLS ?=
 SEED ?=
 TARGETS ?=
 
+# Container images: make images PYTHON_IMAGE=python:3.12-slim-bookworm@sha256:… REGISTRY=name
+PYTHON_IMAGE ?=
+REGISTRY ?= rekindle
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test lint format openapi chaos bench-accuracy bench-train bench-serve clean
+.PHONY: help setup demo run test lint format openapi images chaos bench-accuracy bench-train bench-serve clean
 
 help: ## Show this
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +48,13 @@ format: $(SYNCED) ## Format the code
 
 openapi: $(SYNCED) ## Write docs/openapi anew
 	$(BIN)/python -m services.local.openapi docs/openapi
+
+images: ## Build the container images (PYTHON_IMAGE=python:…@sha256:… REGISTRY=name), see deploy/README.md
+	@case "$(PYTHON_IMAGE)" in *@sha256:*) ;; *) echo "name the base image with its digest: PYTHON_IMAGE=python:…@sha256:…" >&2; exit 1;; esac
+	for target in gateway ray-cpu ray-gpu; do \
+		docker build --file deploy/images/Dockerfile --target $$target --build-arg PYTHON_IMAGE="$(PYTHON_IMAGE)" \
+			--tag "$(REGISTRY):$$target" . || exit 1; \
+	done
 
 chaos: $(SYNCED) ## Kill parts of a deployment while it trains (KILLS=12 SEED=1 TARGETS="..."), into build/chaos/report.json
 	@$(BIN)/python -m tests.chaos.run --kills "$(KILLS)" --seed "$(SEED)" --targets "$(TARGETS)" $(ARGS)

@@ -10,6 +10,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 pytest_plugins = [
     "tests.servers.s3",
+    "tests.servers.ec2",
     "tests.servers.postgres",
     "tests.servers.ray_local",
     "tests.servers.data",

@@ -25,7 +25,7 @@ DEATH_DETECTION = {
 }
 """How soon a lost node counts as dead. Of the whole cluster's environment, and of its head's above all."""
 
-_CLUSTER_DEFAULTS = {
+CLUSTER_ENVIRONMENT = {
     **DEATH_DETECTION,
     # One thread per process: the work is spread over processes, and the thread count changes a result's bits.
     "OMP_NUM_THREADS": "1",
@@ -36,8 +36,13 @@ _CLUSTER_DEFAULTS = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     # How soon Ray Train notices a dead worker.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
-    # A task without GPUs sees those of the machine all the same, as TensorFlow on this one machine should.
+    # A task without GPUs sees those of the machine all the same, as TensorFlow should: work asks for CPUs.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+"""Of every process of every cluster, wherever it runs."""
+
+_CLUSTER_DEFAULTS = {
+    **CLUSTER_ENVIRONMENT,
     # Logical CPUs are many more than cores here; idle workers for each would cost 60 MB apiece.
     "RAY_prestart_worker_first_driver": "0",
     "RAY_enable_worker_prestart": "0",

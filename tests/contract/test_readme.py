@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from services.runtime.settings import settings_table
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +23,14 @@ def test_every_make_target_that_it_names_exists() -> None:
     assert {"demo", "run", "test"} <= named <= targets
 
 
-def test_every_link_leads_to_a_file() -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", README)
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        *(str(each.relative_to(ROOT)) for place in ("docs", "deploy") for each in (ROOT / place).rglob("*.md")),
+    ],
+)
+def test_every_link_leads_to_a_file(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text())
+    assert links or page != "README.md"
+    assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []

@@ -1,0 +1,1 @@
+"""What puts Rekindle on machines of a cloud. Used from a checkout; no part of the installed package."""
