@@ -51,11 +51,18 @@ def settings_for(folder: Path, serve_url: str, **options: object) -> Settings:
 
 
 @asynccontextmanager
-async def gateway(settings: Settings) -> AsyncGenerator[httpx2.AsyncClient, None]:
+async def started(settings: Settings) -> AsyncGenerator[FastAPI, None]:
     """The started gateway with version 1 and 3 of `flowers`, version 2 deleted, and `base`."""
     app = build_app(settings)
     async with app.router.lifespan_context(app):
         await publish(app)
+        yield app
+
+
+@asynccontextmanager
+async def gateway(settings: Settings) -> AsyncGenerator[httpx2.AsyncClient, None]:
+    """A client of the started gateway."""
+    async with started(settings) as app:
         transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx2.AsyncClient(transport=transport, base_url="http://gateway") as client:
             yield client

@@ -23,6 +23,10 @@ class FakeServe:
         """The trunk of each version in the bucket."""
         self.answers_first: list[Response] = []
         """Given to the next requests, in order, before anything else is looked at."""
+        self.answers_to: dict[bytes, Response] = {}
+        """Given to every request with these images."""
+        self.gates: dict[bytes, threading.Event] = {}
+        """These images are answered once theirs is set."""
         self.delay_s = 0.0
         self.requests: Counter[str] = Counter()
         self.in_progress = 0
@@ -37,6 +41,10 @@ class FakeServe:
         try:
             body = await request.body()
             await asyncio.sleep(self.delay_s)
+            while body in self.gates and not self.gates[body].is_set():  # noqa: ASYNC110 - it is set by another thread
+                await asyncio.sleep(0.005)
+            if body in self.answers_to:
+                return self.answers_to[body]
             return self.answers_first.pop(0) if self.answers_first else self._answer(request, body)
         finally:
             self.in_progress -= 1
