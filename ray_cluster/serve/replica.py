@@ -37,7 +37,7 @@ class TrunkReplica:
             trunk,
             engines,
             tail_cache_bytes=settings.tail_cache_bytes,
-            max_waiting=settings.max_ongoing_requests,
+            max_waiting=settings.max_waiting_images,
         )
         log.info(
             "trunk.loaded",

@@ -63,7 +63,10 @@ class TrunkService:
         tail_cache_bytes: int,
         max_waiting: int,
     ) -> None:
-        """`engines` all run `trunk`; as many threads share them. At most `max_waiting` images queue for a thread."""
+        """`engines` all run `trunk`; as many threads share them.
+
+        At most `max_waiting` images queue for a thread; models share the queue fairly, all versions of one together.
+        """
         self._store = store
         self._trunk = trunk
         self._tails: TailCache[TailKey, LabelledTail] = TailCache(self._load_tail, tail_cache_bytes)
@@ -94,7 +97,7 @@ class TrunkService:
         query = _parse_query(request)
         # The tail may have to be read from the bucket; the body is in memory by now, so it is not held up for long.
         tail = await self._tails.get(TailKey(query.model, query.version))
-        return await self._batcher.submit(Question(await request.body(), tail, query.top_k))
+        return await self._batcher.submit(Question(await request.body(), tail, query.top_k), flow=query.model)
 
     async def _load_tail(self, key: TailKey) -> LabelledTail:
         started_at = time.perf_counter()

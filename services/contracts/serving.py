@@ -2,7 +2,8 @@
 
 `POST {serve_url}{trunk_route(trunk_id)}/predict` carries one encoded image as the raw body. Query: `model`, `version`,
 `top_k`. 200 answers `ReplicaPrediction`; 422 `ReplicaError` for an image that cannot be used; 404 `ReplicaError` for a
-version that does not exist; 503 with `Retry-After` when the replica's queue is full.
+version that does not exist; 503 with `Retry-After` when the replica's queue is full and no other model has more images
+in it.
 """
 
 from pydantic import Field, JsonValue
@@ -23,8 +24,15 @@ class TrunkApplicationArgs(StoredContract):
     min_replicas: int = 1
     max_replicas: int = 1
     num_cpus: float = Field(default=0.1, description="Logical CPUs a replica reserves.")
-    max_ongoing_requests: int = 64
-    max_queued_requests: int = 256
+    max_waiting_images: int = Field(default=128, description="Images that wait in a replica; models share it fairly.")
+    max_ongoing_requests: int = Field(
+        default=256,
+        description="More than wait and are worked on, so that Serve's own queue, which knows no models, stays empty.",
+    )
+    max_queued_requests: int = Field(default=128, description="Requests that Serve holds while replicas come and go.")
+    target_ongoing_requests: int = Field(
+        default=32, description="For each replica, where their number is not fixed: room for bursts."
+    )
     tail_cache_bytes: int = 512 * 1024 * 1024
 
 

@@ -7,6 +7,7 @@ without replicas) is waited out: the request is held and tried again until its d
 import asyncio
 import random
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import httpx2
 from pydantic import ValidationError
@@ -27,7 +28,9 @@ from services.contracts.predictions import Prediction
 from services.contracts.serving import ReplicaError, ReplicaPrediction, trunk_route
 from services.inference.predict.queries import ServedVersion
 
-MAX_CONNECTIONS = 256
+MAX_CONNECTIONS = 512
+MODEL_CONNECTIONS = 128
+"""Images of one model that are asked for at a time; more wait for each other, not for the connections of the rest."""
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 1.0
 MAX_CRASHES = 3
@@ -98,6 +101,8 @@ class Replicas:
             limits=httpx2.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS),
         )
         self._answered: set[TrunkId] = set()
+        self._shares: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        """By model; each lasts as long as somebody holds it or waits for it."""
 
     async def aclose(self) -> None:
         """Closes its connections."""
@@ -147,7 +152,7 @@ class Replicas:
 
     async def _ask(self, served: ServedVersion, image: bytes, top_k: int, timeout_s: float) -> list[Prediction] | NotUp:
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s), self._share_of(served.model_name):
                 response = await self._client.post(
                     f"{trunk_route(served.trunk_id)}/predict",
                     params={"model": served.model_name, "version": served.version, "top_k": top_k},
@@ -162,6 +167,9 @@ class Replicas:
         except httpx2.TransportError as error:
             return NotUp(f"the connection to Ray Serve broke ({type(error).__name__})")
         return read_answer(response)
+
+    def _share_of(self, model_name: str) -> asyncio.Semaphore:
+        return self._shares.setdefault(model_name, asyncio.Semaphore(MODEL_CONNECTIONS))
 
     def _late(self, served: ServedVersion, problem: NotUp) -> RetryLater:
         name = f"model {served.model_name!r} version {served.version}"

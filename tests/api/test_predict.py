@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ from fastapi import FastAPI
 
 from services.contracts.base import utc_now
 from services.inference.main import build_app
+from services.inference.predict.operations import IMAGES_AT_ONCE
+from services.inference.replicas import MODEL_CONNECTIONS
 from services.runtime.auth import Scope, create_key
 from services.runtime.database.tables import ModelAliasRow, ModelVersionRow
 from services.runtime.settings import Settings
@@ -397,6 +400,23 @@ async def test_overload_is_passed_on_at_once(client: httpx2.AsyncClient, serve: 
     problem(response, 503, "overloaded")
     assert int(response.headers["retry-after"]) > 0
     assert serve.requests.total() == 1
+
+
+async def test_a_flood_for_one_model_leaves_connections_to_the_others(
+    client: httpx2.AsyncClient, serve: FakeServe
+) -> None:
+    serve.gates = {b"held": threading.Event()}
+    files = [("images", ("held.jpg", b"held"))] * IMAGES_AT_ONCE
+    requests = MODEL_CONNECTIONS // IMAGES_AT_ONCE + 2
+    flood = [asyncio.create_task(client.post("/v1/models/flowers/predict", files=files)) for _ in range(requests)]
+    async with asyncio.timeout(10):
+        while serve.in_progress < MODEL_CONNECTIONS:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert labels(await post(client, model="base")) == ["rose by base v1"]
+    assert serve.most_in_progress == MODEL_CONNECTIONS + 1
+    serve.gates[b"held"].set()
+    assert {response.status_code for response in await asyncio.gather(*flood)} == {200}
+    assert serve.requests.total() == requests * IMAGES_AT_ONCE + 1
 
 
 async def test_a_version_that_is_gone_from_the_bucket_is_not_found(

@@ -158,6 +158,31 @@ async def test_a_full_queue_is_a_503_with_retry_after(client: httpx2.AsyncClient
     assert [best(await task) for task in (first, *waiting)] == ["red"] * 5
 
 
+async def test_a_model_that_floods_the_queue_is_refused_and_not_the_others(
+    client: httpx2.AsyncClient, engine: MeanColour, store: ObjectStore
+) -> None:
+    publish(store, TRUNK, "other", 1, BY_COLOUR, ["R", "G", "B"])
+    for model in ("colours", "other"):
+        await ask(client, picture((0, 0, 0)), model=model)
+    engine.started.clear()
+    engine.open.clear()
+    first = asyncio.create_task(ask(client, picture((255, 0, 0))))
+    assert await asyncio.to_thread(engine.started.wait, 10)
+    # Both versions of the model are one flood.
+    flood = [asyncio.create_task(ask(client, picture((255, 0, 0)), version=1 + n % 2)) for n in range(4)]
+    await asyncio.wait(flood, timeout=0.2)
+    others = [asyncio.create_task(ask(client, picture((0, 255, 0)), model="other")) for _ in range(2)]
+    async with asyncio.timeout(10):
+        while sum(task.done() for task in flood) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    refused, waiting = [task for task in flood if task.done()], [task for task in flood if not task.done()]
+    assert {(task.result().status_code, task.result().json()["code"]) for task in refused} == {(503, "overloaded")}
+    assert all(int(task.result().headers["retry-after"]) > 0 for task in refused)
+    engine.open.set()
+    assert [best(await task) for task in others] == ["G", "G"]
+    assert {best(await task) for task in (first, *waiting)} <= {"red", "rot"}
+
+
 @pytest.mark.parametrize(
     ("query", "status", "code", "named"),
     [
