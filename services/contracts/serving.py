@@ -4,6 +4,11 @@
 `top_k`. 200 answers `ReplicaPrediction`; 422 `ReplicaError` for an image that cannot be used; 404 `ReplicaError` for a
 version that does not exist; 503 with `Retry-After` when the replica's queue is full and no other model has more images
 in it.
+
+The header `x-rekindle-challenger` names another version of the model on the same trunk, to be scored on the same pass
+of the trunk. Then 200 answers two lines of NDJSON: `ReplicaPrediction` at once, and `ReplicaScore` when there is one.
+Whatever becomes of the challenger, the first line is as it would be without. A replica of a release without the header
+ignores it and answers plain JSON.
 """
 
 from pydantic import Field, JsonValue
@@ -14,6 +19,9 @@ from services.contracts.predictions import Prediction
 
 IMPORT_PATH = "ray_cluster.serve.application:build"
 """Builds a trunk's Serve application from `TrunkApplicationArgs`."""
+
+
+CHALLENGER_HEADER = "x-rekindle-challenger"
 
 
 class TrunkApplicationArgs(StoredContract):
@@ -38,6 +46,14 @@ class TrunkApplicationArgs(StoredContract):
 
 class ReplicaPrediction(StoredContract):
     predictions: list[Prediction]
+
+
+class ReplicaScore(StoredContract):
+    """What a challenger said of the image, or why it did not."""
+
+    label: str | None = Field(description="The most probable one; null: see `dropped` and `error`.")
+    dropped: bool = Field(default=False, description="The replica has too much to do for challengers.")
+    error: str | None = None
 
 
 class ReplicaError(StoredContract):

@@ -6,7 +6,10 @@ without replicas) is waited out: the request is held and tried again until its d
 
 import asyncio
 import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
 import httpx2
@@ -24,9 +27,17 @@ from services.contracts.errors import (
     RetryLater,
 )
 from services.contracts.ids import TrunkId
-from services.contracts.predictions import Prediction
-from services.contracts.serving import ReplicaError, ReplicaPrediction, trunk_route
+from services.contracts.predictions import NDJSON, Prediction
+from services.contracts.serving import (
+    CHALLENGER_HEADER,
+    ReplicaError,
+    ReplicaPrediction,
+    ReplicaScore,
+    trunk_route,
+)
 from services.inference.predict.queries import ServedVersion
+
+Answer = TypeVar("Answer")
 
 MAX_CONNECTIONS = 512
 MODEL_CONNECTIONS = 128
@@ -60,10 +71,7 @@ def read_answer(response: httpx2.Response) -> list[Prediction] | NotUp:
     when the proxy's queue is full, and `InternalError` for an answer that the contract does not know.
     """
     if response.status_code == 200:
-        try:
-            return ReplicaPrediction.model_validate_json(response.content).predictions
-        except ValidationError as error:
-            raise InternalError(f"a replica answered something else than predictions: {error}") from error
+        return _read_predictions(response.content)
     try:
         refused = ReplicaError.model_validate_json(response.content)
     except ValidationError:
@@ -71,6 +79,13 @@ def read_answer(response: httpx2.Response) -> list[Prediction] | NotUp:
     if refused.code in _FINAL:
         raise _FINAL[refused.code](refused.message, refused.details)
     raise InternalError(f"a replica answered {response.status_code} {refused.code}: {refused.message}")
+
+
+def _read_predictions(body: bytes | str) -> list[Prediction]:
+    try:
+        return ReplicaPrediction.model_validate_json(body).predictions
+    except ValidationError as error:
+        raise InternalError(f"a replica answered something else than predictions: {error}") from error
 
 
 def _read_proxy_answer(response: httpx2.Response) -> NotUp:
@@ -86,6 +101,31 @@ def _read_proxy_answer(response: httpx2.Response) -> NotUp:
             return NotUp(f"Ray Serve answered with status {response.status_code}", crashed=True)
         case status:
             raise InternalError(f"Ray Serve answered with status {status}: {response.text[:500]}")
+
+
+class PendingScore:
+    """What a challenger will say of an image, on the rest of the replica's answer. `aclose` it."""
+
+    def __init__(self, lines: AsyncIterator[str], opened: AsyncExitStack) -> None:
+        self._lines = lines
+        self._opened = opened
+
+    async def read(self) -> ReplicaScore:
+        """Waits for it.
+
+        Raises:
+            InternalError: the answer ends without one.
+            httpx2.TransportError: the connection broke.
+        """
+        line = await anext(self._lines, None)
+        try:
+            return ReplicaScore.model_validate_json(line or "")
+        except ValidationError as error:
+            raise InternalError(f"a replica's answer ends without the challenger's score: {line!r}") from error
+
+    async def aclose(self) -> None:
+        """Ends the answer, whether it was read or not."""
+        await self._opened.aclose()
 
 
 class Replicas:
@@ -132,12 +172,29 @@ class Replicas:
             ObjectStoreUnavailable: the replica could not read the version.
             InternalError: the replica failed.
         """
+        return await self._held(served, deadline, lambda timeout_s: self._ask(served, image, top_k, timeout_s))
+
+    async def predict_beside(
+        self, served: ServedVersion, challenger: int, image: bytes, top_k: int, deadline: float
+    ) -> tuple[list[Prediction], "PendingScore | None"]:
+        """As `predict`, with what another version on the same trunk says of the image still to come.
+
+        None where the replica knows no challengers. The caller closes the score.
+        """
+        return await self._held(
+            served, deadline, lambda timeout_s: self._ask_beside(served, challenger, image, top_k, timeout_s)
+        )
+
+    async def _held(
+        self, served: ServedVersion, deadline: float, ask: Callable[[float], Awaitable[Answer | NotUp]]
+    ) -> Answer:
+        """Asks until there is an answer; `ask` is told how many seconds are left."""
         loop = asyncio.get_running_loop()
         problem = NotUp("no replica took the request")
         wait_s = FIRST_WAIT_S
         crashes = 0
         while (remaining_s := deadline - loop.time()) > 0:
-            answer = await self._ask(served, image, top_k, remaining_s)
+            answer = await self._connected(served, ask, remaining_s)
             if not isinstance(answer, NotUp):
                 self._answered.add(served.trunk_id)
                 return answer
@@ -150,23 +207,56 @@ class Replicas:
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
         raise self._late(served, problem)
 
-    async def _ask(self, served: ServedVersion, image: bytes, top_k: int, timeout_s: float) -> list[Prediction] | NotUp:
+    async def _connected(
+        self, served: ServedVersion, ask: Callable[[float], Awaitable[Answer | NotUp]], timeout_s: float
+    ) -> Answer | NotUp:
         try:
             async with asyncio.timeout(timeout_s), self._share_of(served.model_name):
-                response = await self._client.post(
-                    f"{trunk_route(served.trunk_id)}/predict",
-                    params={"model": served.model_name, "version": served.version, "top_k": top_k},
-                    headers={"content-type": "application/octet-stream"},
-                    content=image,
-                    timeout=timeout_s,
-                )
+                return await ask(timeout_s)
         except (TimeoutError, httpx2.TimeoutException):
             return NotUp(f"no replica answered within {timeout_s:.1f} s", timed_out=True)
         except httpx2.ConnectError:
             return NotUp("Ray Serve cannot be reached")
         except httpx2.TransportError as error:
             return NotUp(f"the connection to Ray Serve broke ({type(error).__name__})")
-        return read_answer(response)
+
+    async def _ask(self, served: ServedVersion, image: bytes, top_k: int, timeout_s: float) -> list[Prediction] | NotUp:
+        return read_answer(await self._client.send(self._request(served, image, top_k, timeout_s)))
+
+    async def _ask_beside(
+        self, served: ServedVersion, challenger: int, image: bytes, top_k: int, timeout_s: float
+    ) -> "tuple[list[Prediction], PendingScore | None] | NotUp":
+        request = self._request(served, image, top_k, timeout_s, {CHALLENGER_HEADER: str(challenger)})
+        async with AsyncExitStack() as opened:
+            response = await self._client.send(request, stream=True)
+            opened.push_async_callback(response.aclose)
+            if not response.headers.get("content-type", "").startswith(NDJSON):
+                await response.aread()
+                answer = read_answer(response)
+                return answer if isinstance(answer, NotUp) else (answer, None)
+            lines = response.aiter_lines()
+            first = await anext(lines, None)
+            if first is None:
+                return NotUp("a replica ended its answer before it began", crashed=True)
+            predictions = _read_predictions(first)
+            return predictions, PendingScore(lines, opened.pop_all())
+
+    def _request(
+        self,
+        served: ServedVersion,
+        image: bytes,
+        top_k: int,
+        timeout_s: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx2.Request:
+        return self._client.build_request(
+            "POST",
+            f"{trunk_route(served.trunk_id)}/predict",
+            params={"model": served.model_name, "version": served.version, "top_k": top_k},
+            headers={"content-type": "application/octet-stream", **(headers or {})},
+            content=image,
+            timeout=timeout_s,
+        )
 
     def _share_of(self, model_name: str) -> asyncio.Semaphore:
         return self._shares.setdefault(model_name, asyncio.Semaphore(MODEL_CONNECTIONS))

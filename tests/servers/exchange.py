@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import httpx2
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 PATIENCE_S = 10
 
@@ -16,7 +16,7 @@ PATIENCE_S = 10
 class Exchange:
     """What the application has sent so far. Made by `exchange`."""
 
-    def __init__(self, app: FastAPI, request: httpx2.Request) -> None:
+    def __init__(self, app: ASGIApp, request: httpx2.Request) -> None:
         self.status: int | None = None
         self.headers: dict[str, str] = {}
         self._body = request.read()
@@ -90,7 +90,7 @@ class Exchange:
 
 
 @asynccontextmanager
-async def exchange(app: FastAPI, path: str, query: dict[str, object], **request: Any) -> AsyncGenerator[Exchange, None]:
+async def exchange(app: ASGIApp, path: str, query: dict[str, object], **request: Any) -> AsyncGenerator[Exchange, None]:
     """A POST; ended by going away where it has not ended by itself."""
     url = f"http://gateway{path}?{urlencode(query)}"
     answer = Exchange(app, httpx2.Request("POST", url, **request))

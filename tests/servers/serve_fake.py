@@ -1,15 +1,19 @@
 """A server that speaks `contracts/serving.py` and Ray Serve's own plain-text answers, over real HTTP."""
 
 import asyncio
+import json
 import socket
 import threading
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import contextmanager
 
 import uvicorn
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+
+from services.contracts.predictions import NDJSON
+from services.contracts.serving import CHALLENGER_HEADER
 
 REJECTED = b"not an image"
 
@@ -27,6 +31,16 @@ class FakeServe:
         """Given to every request with these images."""
         self.gates: dict[bytes, threading.Event] = {}
         """These images are answered once theirs is set."""
+        self.opinions: dict[tuple[str, int], str] = {}
+        """The label of every image by these versions, in place of what its bytes spell."""
+        self.challenger_gate = threading.Event()
+        """Challengers have their say once it is set, as it is at first."""
+        self.challenger_gate.set()
+        self.challenger_version = 0
+        """Requests for this version wait at that gate as well."""
+        self.challengers = 0
+        """Scores that were begun on another version's pass."""
+        self.knows_challengers = True
         self.delay_s = 0.0
         self.requests: Counter[str] = Counter()
         self.in_progress = 0
@@ -43,11 +57,18 @@ class FakeServe:
             await asyncio.sleep(self.delay_s)
             while body in self.gates and not self.gates[body].is_set():  # noqa: ASYNC110 - it is set by another thread
                 await asyncio.sleep(0.005)
+            if self._is_second_request(request):
+                while not self.challenger_gate.is_set():  # noqa: ASYNC110 - it is set by another thread
+                    await asyncio.sleep(0.005)
             if body in self.answers_to:
                 return self.answers_to[body]
             return self.answers_first.pop(0) if self.answers_first else self._answer(request, body)
         finally:
             self.in_progress -= 1
+
+    def _is_second_request(self, request: Request) -> bool:
+        """Whether it is for a version that only challenges."""
+        return int(request.query_params["version"]) == self.challenger_version
 
     def _answer(self, request: Request, body: bytes) -> Response:
         _, trunks, trunk_id, call = request.url.path.split("/")
@@ -67,10 +88,27 @@ class FakeServe:
                 422,
             )
         ranked = [
-            {"label": f"{body.decode()} by {model} v{version}", "probability": 0.75, "index": 1},
+            {"label": self._label(body, model, version), "probability": 0.75, "index": 1},
             {"label": "other", "probability": 0.25, "index": 0},
         ]
-        return JSONResponse({"predictions": ranked[: int(request.query_params["top_k"])]})
+        answer = {"predictions": ranked[: int(request.query_params["top_k"])]}
+        challenger = request.headers.get(CHALLENGER_HEADER)
+        if challenger is None or not self.knows_challengers:
+            return JSONResponse(answer)
+        return StreamingResponse(self._lines(answer, body, model, int(challenger)), media_type=NDJSON)
+
+    def _label(self, body: bytes, model: str, version: int) -> str:
+        return self.opinions.get((model, version), f"{body.decode()} by {model} v{version}")
+
+    async def _lines(self, answer: dict, body: bytes, model: str, challenger: int) -> AsyncGenerator[str, None]:
+        self.challengers += 1
+        yield json.dumps(answer) + "\n"
+        while not self.challenger_gate.is_set():  # noqa: ASYNC110 - it is set by another thread
+            await asyncio.sleep(0.005)
+        if (model, challenger) in self.versions:
+            yield json.dumps({"label": self._label(body, model, challenger)}) + "\n"
+        else:
+            yield json.dumps({"label": None, "error": "not_found: no such version"}) + "\n"
 
 
 def proxy_busy() -> Response:

@@ -1,6 +1,7 @@
 """Predicting: one question to a replica for each image, a bounded number at a time, all within one deadline."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -19,9 +20,12 @@ from services.contracts.predictions import (
     StreamEnded,
     StreamStarted,
 )
+from services.inference.predict.choosing import Chosen, choose
 from services.inference.predict.inputs import ImageInput
+from services.inference.predict.measures import count_answer
 from services.inference.predict.queries import ServedVersion, VersionChoice
 from services.inference.predict.resolution import Resolver
+from services.inference.predict.shadows import Shadows
 from services.inference.replicas import Replicas
 
 IMAGES_AT_ONCE = 16
@@ -36,11 +40,16 @@ class Predictor:
 
     resolver: Resolver
     replicas: Replicas
+    shadows: Shadows
     deadline_s: float
     """Seconds that a request may take, waiting for a replica included."""
 
-    async def predict(self, choice: VersionChoice, images: Sequence[ImageInput], top_k: int) -> PredictResponse:
+    async def predict(
+        self, choice: VersionChoice, images: Sequence[ImageInput], top_k: int, request_id: str
+    ) -> PredictResponse:
         """Every image's predictions, in order. An image that cannot be used is an `ImageFailed` among the others.
+
+        One version answers all of them; of an alias that is split, the one that `request_id` chooses.
 
         Raises:
             NotFound: no such model, version or alias.
@@ -48,9 +57,10 @@ class Predictor:
             ModelLoading, Overloaded, ObjectStoreUnavailable, DatabaseUnavailable: try again later.
         """
         deadline = self._deadline()
-        served = await self.resolver.resolve(choice)
+        chosen = choose(await self.resolver.resolve(choice), choice, request_id)
+        served = chosen.served
         results: dict[int, ImageResult] = {}
-        async with aclosing(self._answers(served, images, top_k, deadline)) as answers:
+        async with aclosing(self._answers(chosen, images, top_k, deadline)) as answers:
             async for index, answer in answers:
                 if isinstance(answer, CallerError) and len(images) == 1:
                     raise answer
@@ -60,7 +70,7 @@ class Predictor:
         return PredictResponse(model_name=served.model_name, version=served.version, results=in_order)
 
     async def stream(
-        self, choice: VersionChoice, images: Sequence[ImageInput], top_k: int
+        self, choice: VersionChoice, images: Sequence[ImageInput], top_k: int, request_id: str
     ) -> AsyncGenerator[StreamStarted | StreamedPredicted | StreamedFailed | StreamEnded, None]:
         """The lines of a streamed answer: each image as soon as it is ready, whatever its place in the request.
 
@@ -73,9 +83,10 @@ class Predictor:
                 have come are answered.
         """
         deadline = self._deadline()
-        served = await self.resolver.resolve(choice)
+        chosen = choose(await self.resolver.resolve(choice), choice, request_id)
+        served = chosen.served
         results: list[ImageResult] = []
-        async with aclosing(self._answers(served, images, top_k, deadline)) as answers:
+        async with aclosing(self._answers(chosen, images, top_k, deadline)) as answers:
             async for index, answer in answers:
                 if not results:
                     yield StreamStarted(model_name=served.model_name, version=served.version, image_count=len(images))
@@ -88,7 +99,7 @@ class Predictor:
         return asyncio.get_running_loop().time() + self.deadline_s
 
     async def _answers(
-        self, served: ServedVersion, images: Sequence[ImageInput], top_k: int, deadline: float
+        self, chosen: Chosen, images: Sequence[ImageInput], top_k: int, deadline: float
     ) -> AsyncGenerator[tuple[int, list[Prediction] | CallerError], None]:
         """Each image's place and its predictions, or why it cannot be used, as they get ready.
 
@@ -99,7 +110,7 @@ class Predictor:
         async def answer_of(index: int, image: ImageInput) -> tuple[int, list[Prediction] | CallerError]:
             try:
                 async with slots:
-                    return index, await self._ask(served, image, top_k, deadline)
+                    return index, await self._ask(chosen, image, top_k, deadline)
             except NotFound:
                 raise
             except CallerError as error:
@@ -115,13 +126,19 @@ class Predictor:
             # They read from the request's files, which are closed next.
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _ask(self, served: ServedVersion, image: ImageInput, top_k: int, deadline: float) -> list[Prediction]:
+    async def _ask(self, chosen: Chosen, image: ImageInput, top_k: int, deadline: float) -> list[Prediction]:
         try:
             async with asyncio.timeout_at(deadline):
                 data = await image.read()
         except TimeoutError as error:
             raise Overloaded(f"{image.name!r} could not be read within {self.deadline_s:g} s: try again") from error
-        return await self.replicas.predict(served, data, top_k, deadline)
+        started_s = time.perf_counter()
+        if chosen.shadow is None:
+            predictions = await self.replicas.predict(chosen.served, data, top_k, deadline)
+        else:
+            predictions = await self.shadows.predict(chosen, chosen.shadow, data, top_k, deadline)
+        count_answer(chosen, time.perf_counter() - started_s)
+        return predictions
 
 
 def _result(image: ImageInput, answer: list[Prediction] | CallerError) -> ImageResult:

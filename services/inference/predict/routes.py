@@ -37,7 +37,7 @@ from services.inference.predict.inputs import FORM_FIELD, images_of
 from services.inference.predict.queries import VersionChoice
 from services.inference.predict.streaming import StreamedAnswer, wants_stream
 from services.runtime.auth import Principal, Scope, require
-from services.runtime.problems import problem_responses
+from services.runtime.problems import problem_responses, request_id_of
 from services.runtime.settings import Settings
 
 TAG = ("predictions", "Labels for images, by any published version.")
@@ -172,6 +172,9 @@ def build_router(settings: Settings) -> APIRouter:
         Of several images, those that cannot be used are answered with `"status": "error"` among the others; where the
         only image cannot be used, the whole answer is a problem. The model `base` is the pretrained classifier itself.
 
+        One version answers a whole request, and the answer names it. Where `alias` is split between two, the request's
+        id chooses: it is random, unless the client sends `X-Request-ID`, and the same id gets the same version.
+
         While a model is being loaded the request is held; after the server's deadline it is answered with 503
         `model_loading` and `Retry-After`.
 
@@ -185,12 +188,13 @@ def build_router(settings: Settings) -> APIRouter:
             raise RequestValidationError(
                 [{"type": "value_error", "loc": ("query", "alias"), "msg": "give `version` or `alias`, not both"}]
             )
-        choice = VersionChoice(model_name, version, alias)
+        choice, request_id = VersionChoice(model_name, version, alias), request_id_of(request) or ""
         async with AsyncExitStack() as held:
             images = await held.enter_async_context(images_of(request, context.settings, context.fetches))
             if wants_stream(request.headers.get("accept", "")):
-                return StreamedAnswer(request, context.predictor.stream(choice, images, top_k), held.pop_all())
-            return await context.predictor.predict(choice, images, top_k)
+                lines = context.predictor.stream(choice, images, top_k, request_id)
+                return StreamedAnswer(request, lines, held.pop_all())
+            return await context.predictor.predict(choice, images, top_k, request_id)
 
     del predict  # the decorator has registered it
     return router
