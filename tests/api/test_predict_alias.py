@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -13,7 +14,7 @@ from fastapi import FastAPI
 
 from services.contracts.base import utc_now
 from services.contracts.predictions import NDJSON
-from services.inference.predict.shadows import AT_ONCE
+from services.inference.predict.shadows import AT_ONCE, Shadows
 from services.runtime.database.tables import ModelAliasRow, ModelVersionRow
 from tests.api.test_predict import JPEG, OTHER_TRUNK, labels, serve, serve_url, settings_for, started
 from tests.servers.exchange import exchange
@@ -48,6 +49,13 @@ async def point(app: FastAPI, alias: str, version: int, **beside: object) -> Non
     async with app.state.database.transaction() as session:
         now = utc_now()
         session.add(ModelAliasRow(model_name="flowers", alias=alias, version=version, updated_at=now, **beside))
+
+
+def with_shadow_timeout(app: FastAPI, timeout_s: float) -> None:
+    """For how long challengers are waited for, however slow the machine is that runs the tests."""
+    inference = app.state.inference
+    shadows = Shadows(inference.predictor.replicas, timeout_s=timeout_s)
+    app.state.inference = replace(inference, predictor=replace(inference.predictor, shadows=shadows))
 
 
 async def on_another_trunk(app: FastAPI, serve: FakeServe, version: int) -> None:
@@ -152,6 +160,7 @@ async def test_nobody_waits_for_a_shadow_and_its_budget_bounds_it(
     await point(app, alias, 1, shadow_version=3)
     if not same_trunk:
         await on_another_trunk(app, serve, 3)
+    with_shadow_timeout(app, 60)
     serve.opinions = {("flowers", 1): "rose", ("flowers", 3): "rose"}
     serve.challenger_gate.clear()
     for _ in range(AT_ONCE + 4):
@@ -175,6 +184,21 @@ async def test_a_shadow_that_fails_is_counted_and_not_seen(
     assert labels(await ask(client, alias)) == ["rose by flowers v1"]
     assert await outcomes(client, alias, 1) == {"failed": 1}
     assert not await counted(client, ANSWERED, "version", alias=alias, role="shadow")
+
+
+@pytest.mark.parametrize("same_trunk", [True, False])
+async def test_a_shadow_that_takes_too_long_is_given_up(
+    app: FastAPI, client: httpx2.AsyncClient, serve: FakeServe, same_trunk: bool
+) -> None:
+    alias = f"late-{same_trunk}".lower()
+    await point(app, alias, 1, shadow_version=3)
+    if not same_trunk:
+        await on_another_trunk(app, serve, 3)
+    with_shadow_timeout(app, 0.1)
+    serve.challenger_gate.clear()
+    assert labels(await ask(client, alias)) == ["rose by flowers v1"]
+    assert await outcomes(client, alias, 1) == {"failed": 1}
+    serve.challenger_gate.set()
 
 
 async def test_an_image_that_cannot_be_used_is_not_scored_and_its_place_is_free_again(
