@@ -72,7 +72,7 @@ class Labeller:
             return refuse(answer)
         if isinstance(answer, Exception):
             raise answer
-        return LabelledImage(path=path, sha256=hashlib.sha256(data).hexdigest(), predictions=answer)
+        return LabelledImage(path=path, sha256=hashlib.sha256(data).hexdigest(), predictions=answer.predictions)
 
 
 def label_shard(

@@ -42,9 +42,9 @@ def build(args: TrunkApplicationArgs) -> serve.Application:
 
 
 def _autoscaling(args: TrunkApplicationArgs) -> AutoscalingConfig:
-    """Replicas follow the requests in progress: half of what a replica accepts leaves room for bursts."""
+    """Replicas follow the requests in progress."""
     return AutoscalingConfig(
         min_replicas=args.min_replicas,
         max_replicas=args.max_replicas,
-        target_ongoing_requests=max(1, args.max_ongoing_requests // 2),
+        target_ongoing_requests=args.target_ongoing_requests,
     )

@@ -25,6 +25,18 @@ class Question:
     """Encoded, as the client sent it."""
     model: LabelledTail
     top_k: int
+    keep_features: bool = False
+    """Whether somebody else has a use for what the trunk makes of the image."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """What became of a question."""
+
+    predictions: list[Prediction]
+    """Most probable first."""
+    features_D: npt.NDArray[np.float32] | None
+    """The trunk's, where the question wanted them kept."""
 
 
 class Classifier:
@@ -40,20 +52,23 @@ class Classifier:
         for engine in engines:
             self._free.put(engine)
 
-    def answer(self, questions: Sequence[Question]) -> list[list[Prediction] | Exception]:
-        """For each question its predictions, most probable first, or `ImageRejected`."""
-        answers: list[list[Prediction] | Exception] = []
+    def answer(self, questions: Sequence[Question]) -> list[Answer | Exception]:
+        """For each question its answer, or `ImageRejected`."""
+        answers: list[Answer | Exception] = []
         pixels: list[npt.NDArray[np.uint8]] = []
         for question in questions:
             try:
                 pixels.append(decode(question.image, self._image_size))
-                answers.append([])
+                answers.append(_PENDING)
             except ImageRejected as error:
                 answers.append(error)
         usable = [place for place, answer in enumerate(answers) if not isinstance(answer, Exception)]
         if usable:
             for place, features_D in zip(usable, self._features(np.stack(pixels)), strict=True):
-                answers[place] = _ranked(questions[place], features_D)
+                question = questions[place]
+                # A copy: a view would keep the features of the whole batch.
+                kept_D = features_D.copy() if question.keep_features else None
+                answers[place] = Answer(ranked(question.model, features_D, question.top_k), kept_D)
         return answers
 
     def _features(self, images_BHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -64,11 +79,13 @@ class Classifier:
             self._free.put(engine)
 
 
-def _ranked(question: Question, features_D: npt.NDArray[np.float32]) -> list[Prediction]:
+_PENDING = Answer([], None)
+
+
+def ranked(model: LabelledTail, features_D: npt.NDArray[np.float32], top_k: int) -> list[Prediction]:
+    """The model's labels for one image, most probable first, at most `top_k`. Blocks for as long as the tail takes."""
     # A matrix product over all tails of one shape would copy every kernel to stack them, which costs as much memory
     # traffic as the products themselves; image by image, the bits do not depend on who shares the batch.
-    probabilities_K = question.model.tail.probabilities(features_D[np.newaxis])[0]
-    best = np.argsort(-probabilities_K, kind="stable")[: question.top_k]
-    return [
-        Prediction(label=question.model.labels[k], probability=float(probabilities_K[k]), index=int(k)) for k in best
-    ]
+    probabilities_K = model.tail.probabilities(features_D[np.newaxis])[0]
+    best = np.argsort(-probabilities_K, kind="stable")[:top_k]
+    return [Prediction(label=model.labels[k], probability=float(probabilities_K[k]), index=int(k)) for k in best]

@@ -1,20 +1,24 @@
 """What a replica does with a request: `contracts/serving.py` on one trunk, for every model that is built on it.
 
-The event loop only routes; decoding and the trunk run in threads.
+The event loop only routes; decoding, the trunk and the tails run in threads.
+
+Array axes: D feature.
 """
 
 import asyncio
 import logging
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from ray_cluster.serve.batching import Batcher
-from ray_cluster.serve.classifier import Classifier, Question
+from ray_cluster.serve.classifier import Answer, Classifier, Question, ranked
 from ray_cluster.serve.model_tails import LabelledTail, TailKey, load_tail
 from ray_cluster.serve.tail_cache import TailCache
 from ray_cluster.vision.engines import Engine
@@ -23,19 +27,35 @@ from services.contracts.errors import (
     CallerError,
     Conflict,
     InternalError,
+    ModelLoading,
     NotFound,
     RekindleError,
     RetryLater,
 )
 from services.contracts.models import TrunkManifest
-from services.contracts.predictions import Prediction
-from services.contracts.serving import ReplicaAnswers, ReplicaError, ReplicaPrediction, ReplicaQuestion, unpack
+from services.contracts.predictions import NDJSON
+from services.contracts.serving import (
+    CHALLENGER_HEADER,
+    ReplicaAnswers,
+    ReplicaError,
+    ReplicaPrediction,
+    ReplicaQuestion,
+    ReplicaScore,
+    unpack,
+)
 from services.runtime.objects.protocol import ObjectStore
 
 MAX_BATCH = 8
 """Images that one thread takes at a time. On a CPU a larger batch gains nothing and makes its first image wait."""
+HEAD_PATIENCE_S = 0.2
+"""How long a batch waits for a head that is read from the bucket."""
 STUCK_AFTER_S = 60
 """A batch that runs longer means that the engine hangs: the health check fails and Serve replaces the replica."""
+
+CHALLENGERS_AT_ONCE = 8
+"""Challengers that are loaded or scored at a time; for more there is no room."""
+CHALLENGERS_UNTIL = 0.5
+"""How full the queue may be for challengers to be scored: they are the first that overload costs."""
 
 # Serve's own logger: its handlers write structured lines to the replica's log.
 log = logging.getLogger("ray.serve")
@@ -63,11 +83,15 @@ class TrunkService:
         tail_cache_bytes: int,
         max_waiting: int,
     ) -> None:
-        """`engines` all run `trunk`; as many threads share them. At most `max_waiting` images queue for a thread."""
+        """`engines` all run `trunk`; as many threads share them.
+
+        At most `max_waiting` images queue for a thread; models share the queue fairly, all versions of one together.
+        """
         self._store = store
         self._trunk = trunk
         self._tails: TailCache[TailKey, LabelledTail] = TailCache(self._load_tail, tail_cache_bytes)
-        self._batcher: Batcher[Question, list[Prediction]] = Batcher(
+        self._challengers = 0
+        self._batcher: Batcher[Question, Answer] = Batcher(
             Classifier(engines, trunk.image_size).answer,
             workers=len(engines),
             max_batch=MAX_BATCH,
@@ -77,9 +101,45 @@ class TrunkService:
     async def handle(self, request: Request) -> Response:
         """Answers one request; never raises for what the contract knows."""
         try:
-            return _json(200, await self._answer(request))
+            call = _call_of(request)
+            body = await request.body()
+            if call == "predict-batch":
+                return _json(200, await self._answer_batch(body))
+            return await self._answer_one(body, _parse_query(request.query_params), _challenger_of(request))
         except RekindleError as error:
             return _error_response(error)
+
+    async def _answer_one(self, image: bytes, query: PredictQuery, challenger: int | None) -> Response:
+        answer = await self._answer(image, query, keep_features=challenger is not None)
+        prediction = ReplicaPrediction(predictions=answer.predictions)
+        if challenger is None or answer.features_D is None:
+            return _json(200, prediction)
+        key = TailKey(query.model, challenger)
+        return StreamingResponse(self._lines(prediction, key, answer.features_D), media_type=NDJSON)
+
+    async def _answer_batch(self, body: bytes) -> ReplicaAnswers:
+        asked = unpack(body)
+        return ReplicaAnswers(
+            answers=await asyncio.gather(*(self._answer_one_of_many(question, image) for question, image in asked))
+        )
+
+    async def _answer_one_of_many(self, question: ReplicaQuestion, image: bytes) -> ReplicaPrediction | ReplicaError:
+        try:
+            query = _parse_query(question.model_dump(exclude={"size_bytes"}))
+            key = TailKey(query.model, query.version)
+            try:
+                async with asyncio.timeout(HEAD_PATIENCE_S):
+                    await self._tails.get(key)
+            except TimeoutError:  # loading goes on
+                return _refusal(ModelLoading(f"model {key.model_name!r} version {key.version} is being loaded"))
+            return ReplicaPrediction(predictions=(await self._answer(image, query)).predictions)
+        except RekindleError as error:
+            return _refusal(error)
+
+    @property
+    def waiting_share(self) -> float:
+        """How full the queue of images is, 0 to 1."""
+        return self._batcher.waiting_share
 
     def check_health(self) -> None:
         """Raises `InternalError` when the engine hangs."""
@@ -87,26 +147,33 @@ class TrunkService:
         if running_s > STUCK_AFTER_S:
             raise InternalError(f"a batch has been running for {running_s:.0f} s")
 
-    async def _answer(self, request: Request) -> ReplicaPrediction | ReplicaAnswers:
-        path = re.fullmatch(r"(?:/trunks/[^/]+)?/(predict|predict-batch)", request.url.path)
-        if request.method != "POST" or path is None:
-            raise NotFound(f"nothing is at {request.method} {request.url.path}: POST to …/predict or …/predict-batch")
-        if path[1] == "predict":
-            return await self._predict(_parse_query(request.query_params), await request.body())
-        asked = unpack(await request.body())
-        answers = await asyncio.gather(*(self._predict_one_of_many(question, image) for question, image in asked))
-        return ReplicaAnswers(answers=answers)
-
-    async def _predict_one_of_many(self, question: ReplicaQuestion, image: bytes) -> ReplicaPrediction | ReplicaError:
-        try:
-            return await self._predict(_parse_query(question.model_dump(exclude={"size_bytes"})), image)
-        except RekindleError as error:
-            return _refusal(error)
-
-    async def _predict(self, query: PredictQuery, image: bytes) -> ReplicaPrediction:
+    async def _answer(self, image: bytes, query: PredictQuery, *, keep_features: bool = False) -> Answer:
         # The tail may have to be read from the bucket; the image is in memory by now, so it is not held up for long.
         tail = await self._tails.get(TailKey(query.model, query.version))
-        return ReplicaPrediction(predictions=await self._batcher.submit(Question(image, tail, query.top_k)))
+        question = Question(image, tail, query.top_k, keep_features)
+        return await self._batcher.submit(question, flow=query.model)
+
+    async def _lines(
+        self, prediction: ReplicaPrediction, challenger: TailKey, features_D: npt.NDArray[np.float32]
+    ) -> AsyncGenerator[str, None]:
+        yield prediction.model_dump_json() + "\n"
+        score = await self._score(challenger, features_D)
+        yield score.model_dump_json() + "\n"
+
+    async def _score(self, challenger: TailKey, features_D: npt.NDArray[np.float32]) -> ReplicaScore:
+        """What the challenger says of an image, from the features that are there already; never raises an error of
+        ours."""
+        if self._challengers >= CHALLENGERS_AT_ONCE or self.waiting_share > CHALLENGERS_UNTIL:
+            return ReplicaScore(label=None, dropped=True)
+        self._challengers += 1
+        try:
+            tail = await self._tails.get(challenger)
+            (best,) = await asyncio.to_thread(ranked, tail, features_D, 1)
+        except RekindleError as error:
+            return ReplicaScore(label=None, error=f"{error.code}: {error.message}")
+        finally:
+            self._challengers -= 1
+        return ReplicaScore(label=best.label)
 
     async def _load_tail(self, key: TailKey) -> LabelledTail:
         started_at = time.perf_counter()
@@ -123,7 +190,22 @@ class TrunkService:
         return tail
 
 
+def _challenger_of(request: Request) -> int | None:
+    """The version to be scored beside the answer, if the header names one."""
+    value = request.headers.get(CHALLENGER_HEADER, "")
+    return int(value) if re.fullmatch("[1-9][0-9]{0,9}", value) else None
+
+
+def _call_of(request: Request) -> str:
+    """What is called, by the path's end. Raises `NotFound`."""
+    path = re.fullmatch(r"(?:/trunks/[^/]+)?/(predict|predict-batch)", request.url.path)
+    if request.method != "POST" or path is None:
+        raise NotFound(f"nothing is at {request.method} {request.url.path}: POST to …/predict or …/predict-batch")
+    return path[1]
+
+
 def _parse_query(values: Mapping[str, object]) -> PredictQuery:
+    """Raises `CallerError` for a query that does not fit."""
     try:
         return PredictQuery.model_validate(dict(values))
     except ValidationError as error:

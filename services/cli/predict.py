@@ -1,11 +1,14 @@
 """`rekindle predict`."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.live import Live
 
-from services.cli.session import AsJson, client_of, print_json, print_table, shown_share
+from services.cli.session import AsJson, client_of, make_table, print_json, shown_share, stdout
+from services.client import Rekindle, StreamedImage
 from services.contracts.predictions import ImageFailed, ImageResult, PredictResponse
 
 app = typer.Typer(add_completion=False)
@@ -29,20 +32,39 @@ def predict(
     missing = [image for image in images if not image.startswith("s3://") and not Path(image).is_file()]
     if missing:
         raise FileNotFoundError(f"no file {missing[0]}")
-    answers: list[PredictResponse] = []
+    answered = _answers(client, model, images, top_k=top_k, version=version, alias=alias)
+    if as_json:
+        results = dict(answered)
+        first = results[0]
+        in_order = [results[number].result for number in range(len(images))]
+        print_json(PredictResponse(model_name=first.model_name, version=first.version, results=in_order))
+    else:
+        results = _show(images, answered)
+    if any(isinstance(one.result, ImageFailed) for one in results.values()):
+        raise typer.Exit(1)
+
+
+def _answers(
+    client: Rekindle, model: str, images: list[str], *, top_k: int, version: int | None, alias: str | None
+) -> Iterator[tuple[int, StreamedImage]]:
+    """Each image's place and answer, as they get ready."""
     for start in range(0, len(images), IMAGES_PER_REQUEST):
         batch = images[start : start + IMAGES_PER_REQUEST]
-        answers.append(client.predict(model, batch, top_k=top_k, version=version, alias=alias))
-        # The rest by the same version, even if a newer one is published meanwhile.
-        version, alias = answers[0].version, None
-    results = [result for answer in answers for result in answer.results]
-    if as_json:
-        print_json(answers[0].model_copy(update={"results": results}))
-    else:
-        rows = (row for image, result in zip(images, results, strict=True) for row in _rows(image, result))
-        print_table(("Image", "Label", "Probability"), rows, empty="no images")
-    if any(isinstance(result, ImageFailed) for result in results):
-        raise typer.Exit(1)
+        for one in client.predict_each(model, batch, top_k=top_k, version=version, alias=alias):
+            # The rest by the same version, even if a newer one is published meanwhile.
+            version, alias = one.version, None
+            yield start + one.index, one
+
+
+def _show(images: list[str], answered: Iterator[tuple[int, StreamedImage]]) -> dict[int, StreamedImage]:
+    """A table in the order of the images that grows as they get ready; without a terminal it is printed at the end."""
+    results: dict[int, StreamedImage] = {}
+    with Live(console=stdout(), auto_refresh=False) as live:
+        for number, one in answered:
+            results[number] = one
+            rows = (row for place in sorted(results) for row in _rows(images[place], results[place].result))
+            live.update(make_table(("Image", "Label", "Probability"), rows), refresh=live.console.is_terminal)
+    return results
 
 
 def _rows(image: str, result: ImageResult) -> list[tuple[str, str, str]]:

@@ -2,5 +2,6 @@
 
 from services.client.client import Rekindle
 from services.client.errors import ApiError, ClientError, JobFailed, Unreachable
+from services.client.prediction_stream import StreamedImage
 
-__all__ = ["ApiError", "ClientError", "JobFailed", "Rekindle", "Unreachable"]
+__all__ = ["ApiError", "ClientError", "JobFailed", "Rekindle", "StreamedImage", "Unreachable"]

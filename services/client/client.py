@@ -1,6 +1,6 @@
 """`Rekindle`: all calls, grouped by what they are about."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -10,6 +10,7 @@ import httpx2
 from services.client.batch_predictions import BatchPredictions
 from services.client.datasets import Datasets
 from services.client.models import Models
+from services.client.prediction_stream import StreamedImage, predict_each
 from services.client.predictions import predict
 from services.client.training_jobs import TrainingJobs
 from services.client.transport import Patience, Transport
@@ -78,3 +79,23 @@ class Rekindle:
         """
         several = [images] if isinstance(images, (Path, str, bytes)) else images
         return predict(self._transport, model, several, top_k=top_k, version=version, alias=alias)
+
+    def predict_each(
+        self,
+        model: str,
+        images: Sequence[Path | str | bytes],
+        *,
+        top_k: int | None = None,
+        version: int | None = None,
+        alias: str | None = None,
+    ) -> Generator[StreamedImage, None, None]:
+        """Labels images like `predict`, and gives each as soon as it is ready, in whatever order.
+
+        Every image comes once. Where the answer breaks off, the images that are missing are asked for again, of the
+        same version. An image that cannot be used comes as an `ImageFailed`, also where it is the only one. Closing
+        the generator stops the work.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        return predict_each(self._transport, model, images, top_k=top_k, version=version, alias=alias)

@@ -18,6 +18,7 @@ class ApiError(ClientError):
         message: What was wrong and what to do.
         details: Depends on the code.
         request_id: Names the request in the server's logs.
+        retry_after_s: Seconds after which the server wants to be asked again; 0 where it did not say.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class ApiError(ClientError):
         message: str,
         details: dict[str, JsonValue] | None = None,
         request_id: str | None = None,
+        retry_after_s: float = 0.0,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -34,6 +36,7 @@ class ApiError(ClientError):
         self.message = message
         self.details: dict[str, JsonValue] = details or {}
         self.request_id = request_id
+        self.retry_after_s = retry_after_s
 
 
 class Unreachable(ClientError):

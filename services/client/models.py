@@ -6,7 +6,8 @@ from urllib.parse import quote
 from pydantic import TypeAdapter
 
 from services.client.transport import Transport
-from services.contracts.models import AliasChange, Model, ModelAlias, ModelVersion
+from services.contracts.aliases import AliasChange, AliasShadow, AliasSplit, AliasTarget, ModelAlias
+from services.contracts.models import Model, ModelVersion
 from services.contracts.pages import Page
 
 _MODEL = TypeAdapter(Model)
@@ -53,11 +54,30 @@ class Models:
         """One version with its evaluation."""
         return self._transport.call(_VERSION, "GET", f"{model_path(model)}/versions/{version}")
 
-    def set_alias(self, model: str, alias: str, version: int, *, expected_version: int | None = None) -> ModelAlias:
-        """Points an alias at a version: promotes, or rolls back.
+    def set_alias(
+        self,
+        model: str,
+        alias: str,
+        version: int,
+        *,
+        split: AliasSplit | None = None,
+        shadow: AliasShadow | None = None,
+        expected_version: int | None = None,
+        expected: AliasTarget | None = None,
+    ) -> ModelAlias:
+        """Points an alias at a version: promotes, or rolls back. What it pointed at before is replaced as a whole.
 
-        With `expected_version` only where it points there now (0: where there is no such alias); otherwise `ApiError`
-        with the code `conflict`.
+        Args:
+            split: A second version that answers a share of the requests.
+            shadow: A challenger that is scored on the same images and never answers.
+            expected_version: Only where it points at this version now, whatever stands beside that (0: where there is
+                no such alias); otherwise `ApiError` with the code `conflict`.
+            expected: The same for all that it points at; instead of `expected_version`.
+
+        Raises:
+            ValidationError: a combination that cannot be.
         """
-        body = AliasChange(version=version, expected_version=expected_version)
+        body = AliasChange(
+            version=version, split=split, shadow=shadow, expected_version=expected_version, expected=expected
+        )
         return self._transport.call(_ALIAS, "PUT", f"{model_path(model)}/aliases/{quote(alias, safe='')}", body=body)

@@ -4,7 +4,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -38,6 +38,7 @@ class _Problem(BaseModel):
 
     detail: str
     code: str
+    status: int = 500
     request_id: str | None = None
     details: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
     errors: list[_InvalidField] = Field(default_factory=list[_InvalidField])
@@ -109,7 +110,7 @@ class Transport:
         """
         headers = {"idempotency-key": uuid.uuid4().hex} if method == "POST" else {}
         params = _given(query or {})
-        json = body.model_dump(mode="json", exclude_unset=True) if body is not None else None
+        json = _json(body)
 
         def send() -> httpx2.Response:
             return self._client.request(method, path, params=params, json=json, files=files, headers=headers)
@@ -155,20 +156,45 @@ class Transport:
 
     @contextmanager
     def stream(
-        self, path: str, *, headers: Mapping[str, str], timeout_s: float
+        self,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        timeout_s: float | None = None,
+        method: str = "GET",
+        query: Query | None = None,
+        body: BaseModel | None = None,
+        files: Files | None = None,
     ) -> Generator[httpx2.Response, None, None]:
         """A response that is read while it arrives. Not repeated: the caller knows where to go on.
+
+        `timeout_s` bounds every wait for the server; None: as for other calls.
 
         Raises:
             ApiError: the server answered with a problem.
             httpx2.TransportError: the connection failed.
         """
-        with self._client.stream("GET", path, headers=dict(headers), timeout=timeout_s) as response:
+        request = self._client.build_request(
+            method,
+            path,
+            params=_given(query or {}),
+            json=_json(body),
+            files=files,
+            headers=dict(headers),
+            timeout=self._client.timeout if timeout_s is None else timeout_s,
+        )
+        response = self._client.send(request, stream=True)
+        with closing(response):
             self._has_answered = True
             if not response.is_success:
                 response.read()
                 _raise_problem(response)
             yield response
+
+    @property
+    def patience_s(self) -> float:
+        """How long to try a server that cannot be reached."""
+        return self.patience.total_s if self._has_answered else min(FIRST_CONTACT_S, self.patience.total_s)
 
     def _repeated(self, send: Callable[[], httpx2.Response]) -> httpx2.Response:
         started_s = self.patience.clock()
@@ -179,10 +205,7 @@ class Transport:
                 response = send()
             except httpx2.TransportError as error:
                 # Asked anew each time: another thread may have had an answer since.
-                patience_s = (
-                    self.patience.total_s if self._has_answered else min(FIRST_CONTACT_S, self.patience.total_s)
-                )
-                if not self.patience.wait(failures, 0, started_s + patience_s):
+                if not self.patience.wait(failures, 0, started_s + self.patience_s):
                     raise self.unreachable(error) from error
                 continue
             self._has_answered = True
@@ -203,11 +226,19 @@ class Transport:
         try:
             return parse.validate_json(response.content or b"null")
         except ValidationError as error:
-            raise ApiError(
-                response.status_code,
-                "unexpected_answer",
-                f"{self.base_url} did not answer like a Rekindle of this release: check the URL, or update the client",
-            ) from error
+            raise self.unexpected(response.status_code) from error
+
+    def unexpected(self, status: int) -> ApiError:
+        """What an answer that cannot be read is to the caller."""
+        return ApiError(
+            status,
+            "unexpected_answer",
+            f"{self.base_url} did not answer like a Rekindle of this release: check the URL, or update the client",
+        )
+
+
+def _json(body: BaseModel | None) -> JsonValue:
+    return body.model_dump(mode="json", exclude_unset=True) if body is not None else None
 
 
 def _given(query: Query) -> dict[str, str | int]:
@@ -220,12 +251,25 @@ def _retry_after_s(response: httpx2.Response) -> float:
 
 
 def _raise_problem(response: httpx2.Response) -> NoReturn:
+    retry_after_s = _retry_after_s(response)
     try:
         problem = _Problem.model_validate_json(response.content)
     except ValidationError:
-        raise ApiError(
-            response.status_code, "unknown", f"the server answered {response.status_code} {response.reason_phrase}"
-        ) from None
+        reason = f"the server answered {response.status_code} {response.reason_phrase}"
+        raise ApiError(response.status_code, "unknown", reason, retry_after_s=retry_after_s) from None
+    raise _error(response.status_code, problem, retry_after_s)
+
+
+def problem_in_stream(problem: Mapping[str, JsonValue], retry_after_s: float) -> ApiError:
+    """The error that a problem is which comes in the middle of a stream.
+
+    Raises `ValidationError` for what is no problem.
+    """
+    parsed = _Problem.model_validate(problem)
+    return _error(parsed.status, parsed, retry_after_s)
+
+
+def _error(status: int, problem: _Problem, retry_after_s: float) -> ApiError:
     fields = "; ".join(f"{'.'.join(map(str, field.location))}: {field.message}" for field in problem.errors)
     message = f"{problem.detail} ({fields})" if fields and fields not in problem.detail else problem.detail
-    raise ApiError(response.status_code, problem.code, message, problem.details, problem.request_id)
+    return ApiError(status, problem.code, message, problem.details, problem.request_id, retry_after_s)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, TypeAdapter
 
+from services.contracts.aliases import ModelAlias
 from services.contracts.backbones import BackboneName
 from services.contracts.base import Contract, ObjectRef, Sha256, StoredContract, stored
 from services.contracts.ids import JobId, TrunkId
@@ -223,12 +224,6 @@ class VersionDeletion(StoredContract):
     deleted_at: datetime
 
 
-class AliasRecord(StoredContract):
-    alias: str
-    version: int | None = Field(description="Null: the alias was deleted.")
-    updated_at: datetime
-
-
 # --- as the API shows them ---
 
 
@@ -252,12 +247,6 @@ class ModelVersion(Contract):
     trunk_id: TrunkId
 
 
-class ModelAlias(Contract):
-    alias: str
-    version: int
-    updated_at: datetime
-
-
 class Model(Contract):
     """A named line of versions."""
 
@@ -268,19 +257,3 @@ class Model(Contract):
     aliases: list[ModelAlias]
     created_at: datetime
     updated_at: datetime
-
-
-MAX_VERSION = 2**31 - 1
-
-
-class AliasChange(Contract):
-    """Where an alias shall point."""
-
-    version: int = Field(ge=1, le=MAX_VERSION, examples=[2])
-    expected_version: int | None = Field(
-        default=None,
-        ge=0,
-        le=MAX_VERSION,
-        description="The version it refers to now, 0 for none; anything else is a conflict. Null does not check.",
-        examples=[1],
-    )

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from services.contracts.base import Contract
 
@@ -50,3 +50,53 @@ class PredictResponse(Contract):
     model_name: str
     version: int
     results: list[ImageResult] = Field(description="In the order of the request's images.")
+
+
+# --- a streamed answer: one of these on each line of NDJSON ---
+
+NDJSON = "application/x-ndjson"
+
+
+class StreamStarted(Contract):
+    """The first line. It comes once the first image is ready: what fails before that is an ordinary problem."""
+
+    type: Literal["start"] = "start"
+    model_name: str
+    version: int
+    image_count: int = Field(description="Lines of the type `image` to expect.")
+
+
+class StreamedPredicted(ImagePredicted):
+    """An image that was labelled."""
+
+    type: Literal["image"] = "image"
+    index: int = Field(ge=0, description="The image's place in the request, from 0.")
+
+
+class StreamedFailed(ImageFailed):
+    """An image that could not be used, also where it is the only one."""
+
+    type: Literal["image"] = "image"
+    index: int = Field(ge=0, description="The image's place in the request, from 0.")
+
+
+class StreamEnded(Contract):
+    """The last line of an answer that is whole."""
+
+    type: Literal["end"] = "end"
+    failed_count: int = Field(description="Images that could not be used.")
+
+
+class StreamBroken(Contract):
+    """The last line of an answer that is not whole: something that concerns every image that is missing."""
+
+    type: Literal["problem"] = "problem"
+    problem: dict[str, JsonValue] = Field(description="RFC 9457 problem details, as other calls answer them.")
+    retry_after_s: int | None = Field(description="When to ask for the missing images again; null: it may not help.")
+
+
+StreamedResult = Annotated[StreamedPredicted | StreamedFailed, Field(discriminator="status")]
+StreamLine = Annotated[
+    StreamStarted | StreamedResult | StreamEnded | StreamBroken,
+    Field(discriminator="type"),
+]

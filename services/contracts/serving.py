@@ -2,10 +2,17 @@
 
 `POST {serve_url}{trunk_route(trunk_id)}/predict` carries one encoded image as the raw body. Query: `model`, `version`,
 `top_k`. 200 answers `ReplicaPrediction`; 422 `ReplicaError` for an image that cannot be used; 404 `ReplicaError` for a
-version that does not exist; 503 with `Retry-After` when the replica's queue is full.
+version that does not exist; 503 with `Retry-After` when the replica's queue is full and no other model has more images
+in it.
 
-`POST …/predict-batch` carries several, also for different models: `pack` makes its body. 200 answers `ReplicaAnswers`,
-what `predict` would have answered for each; other statuses concern all of them.
+The header `x-rekindle-challenger` names another version of the model on the same trunk, to be scored on the same pass
+of the trunk. Then 200 answers two lines of NDJSON: `ReplicaPrediction` at once, and `ReplicaScore` when there is one.
+Whatever becomes of the challenger, the first line is as it would be without. A replica of a release without the header
+ignores it and answers plain JSON.
+
+`POST …/predict-batch` carries several images, also for different models: `pack` makes its body. 200 answers
+`ReplicaAnswers`, what `predict` would have answered for each; other statuses concern all of them. None waits long for
+another's head: one that is not loaded soon is answered with code `model_loading`, to be asked again.
 """
 
 from collections.abc import Sequence
@@ -19,6 +26,9 @@ from services.contracts.predictions import Prediction
 
 IMPORT_PATH = "ray_cluster.serve.application:build"
 """Builds a trunk's Serve application from `TrunkApplicationArgs`."""
+
+
+CHALLENGER_HEADER = "x-rekindle-challenger"
 
 
 class ReplicaScale(StoredContract):
@@ -35,14 +45,29 @@ class TrunkApplicationArgs(ReplicaScale):
 
     trunk_id: TrunkId
     bucket_uri: str
-    max_ongoing_requests: int = Field(default=8, description="Calls, each with one image or a batch of them.")
-    max_queued_requests: int = 256
-    max_waiting_images: int = Field(default=256, description="That wait for a thread in a replica.")
+    max_waiting_images: int = Field(default=256, description="Images that wait in a replica; models share it fairly.")
+    max_ongoing_requests: int = Field(
+        default=512,
+        description="More than wait and are worked on, so that Serve's own queue, which knows no models, stays empty.",
+    )
+    max_queued_requests: int = Field(default=128, description="Requests that Serve holds while replicas come and go.")
+    target_ongoing_requests: int = Field(
+        default=3,
+        description="For each replica, where their number is not fixed: batches that a gateway sends at once.",
+    )
     tail_cache_bytes: int = 512 * 1024 * 1024
 
 
 class ReplicaPrediction(StoredContract):
     predictions: list[Prediction]
+
+
+class ReplicaScore(StoredContract):
+    """What a challenger said of the image, or why it did not."""
+
+    label: str | None = Field(description="The most probable one; null: see `dropped` and `error`.")
+    dropped: bool = Field(default=False, description="The replica has too much to do for challengers.")
+    error: str | None = None
 
 
 class ReplicaError(StoredContract):

@@ -6,17 +6,17 @@ long as fewer calls than allowed are under way, what comes goes at once, and wha
 
 import asyncio
 import math
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from services.contracts.errors import Overloaded
+from services.runtime.fair_queue import FairQueue
 
 MAX_BATCH = 16
 """Images of one call. They are answered together, so the first of them waits for the last."""
 MAX_BATCH_BYTES = 16 * 1024 * 1024
-"""Of one call; a larger image goes alone."""
+"""A call that carries so much takes no more images."""
 
 Answer = TypeVar("Answer")
 
@@ -31,11 +31,9 @@ class Parcel:
     image: bytes
     deadline: float
     """A time of the event loop's clock, after which nobody waits for the answer."""
-    alone: bool = False
-    """It may have brought a replica down, and shall not do so to others."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Waiting(Generic[Answer]):
     parcel: Parcel
     answer: asyncio.Future[Answer]
@@ -54,26 +52,46 @@ class Courier(Generic[Answer]):
         """`send` makes one call, and gives an answer or an error for each parcel, in order. An exception that it
         raises is every parcel's."""
         self._send = send
-        self._max_waiting = max_waiting
         self._free_calls = calls_at_once
         self._starting_calls = 0
         """Those that have not taken their first batch."""
-        self._waiting: deque[_Waiting[Answer]] = deque()
+        self._waiting: FairQueue[str, _Waiting[Answer]] = FairQueue(max_waiting)
         self._calls: set[asyncio.Task[None]] = set()
 
     async def ask(self, parcel: Parcel) -> Answer:
-        """The parcel's answer. Raises its error, and `Overloaded` at once when `max_waiting` parcels wait already."""
-        if len(self._waiting) >= self._max_waiting:
-            raise Overloaded(f"{len(self._waiting)} images are waiting already, which is the limit; try again")
+        """The parcel's answer; models take turns in the queue (`FairQueue`).
+
+        Raises the parcel's error, or `Overloaded` where `max_waiting` parcels wait and none of the other models has
+        more than this one: at once, or later, when a parcel for another model needs the room.
+        """
         waiting: _Waiting[Answer] = _Waiting(parcel, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
-        if self._free_calls:
+        refused = self._waiting.put(parcel.model, waiting)
+        if refused is not None and not refused.answer.done():
+            refused.answer.set_exception(self._overloaded(refused.parcel.model))
+        if refused is not waiting and self._free_calls:
             self._free_calls -= 1
             self._starting_calls += 1
             call = asyncio.ensure_future(self._drain())
             self._calls.add(call)
             call.add_done_callback(self._calls.discard)
-        return await waiting.answer
+        try:
+            return await waiting.answer
+        except asyncio.CancelledError:
+            self._waiting.discard(parcel.model, waiting)  # its place is for others
+            raise
+
+    async def ask_alone(self, parcel: Parcel) -> Answer:
+        """The parcel's answer by a call of its own, at once and besides the others."""
+        (answer,) = await self._send([parcel])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _overloaded(self, model: str) -> Overloaded:
+        return Overloaded(
+            f"{len(self._waiting)} images are waiting already, which is the limit, and no model has more of them than "
+            f"{model!r}; try again"
+        )
 
     async def aclose(self) -> None:
         """Gives up the calls that are under way."""
@@ -94,14 +112,10 @@ class Courier(Generic[Answer]):
     def _take(self, most: int) -> list[_Waiting[Answer]]:
         batch: list[_Waiting[Answer]] = []
         size_bytes = 0
-        while self._waiting and len(batch) < most:
-            waiting = self._waiting[0]
-            size_bytes += len(waiting.parcel.image)
-            if batch and (size_bytes > MAX_BATCH_BYTES or waiting.parcel.alone or batch[-1].parcel.alone):
-                break
-            self._waiting.popleft()
+        while len(batch) < most and size_bytes < MAX_BATCH_BYTES and (waiting := self._waiting.take()) is not None:
             if not waiting.answer.done():
                 batch.append(waiting)
+                size_bytes += len(waiting.parcel.image)
         return batch
 
     async def _deliver(self, batch: Sequence[_Waiting[Answer]]) -> None:

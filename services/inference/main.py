@@ -9,6 +9,7 @@ from services.inference.context import Inference
 from services.inference.predict import routes
 from services.inference.predict.operations import Predictor
 from services.inference.predict.resolution import Resolver, database_lookup
+from services.inference.predict.shadows import Shadows
 from services.inference.replicas import Replicas
 from services.runtime.database import Database
 from services.runtime.gateway import Gateway, GatewayParts
@@ -31,11 +32,13 @@ def build_parts(settings: Settings, database: Database, store: ObjectStore) -> G
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-        predictor = Predictor(Resolver(database_lookup(database)), replicas, settings.predict_deadline_s)
+        resolver, shadows = Resolver(database_lookup(database)), Shadows(replicas)
+        predictor = Predictor(resolver, replicas, shadows, settings.predict_deadline_s)
         app.state.inference = Inference(settings, predictor)
         try:
             yield
         finally:
+            await shadows.aclose()
             await replicas.aclose()
 
     return GatewayParts(

@@ -1,136 +1,73 @@
 """Asking a trunk's replicas through Ray Serve's HTTP proxy, as `contracts/serving.py` says.
 
-Images that are asked for at the same time go in one call (`courier`): the way through gateway, proxy and replica costs
-as much as the trunk does.
-
 A replica's answer is final. Everything that means "not up yet" (no connection, no application at the route, a proxy
 without replicas) is waited out: the request is held and tried again until its deadline.
+
+Images that are asked for at the same time go in one call (`courier`): the way through gateway, proxy and replica costs
+as much as the trunk does. Those of an alias with a challenger go one by one, each with the challenger's score behind.
 """
 
 import asyncio
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 import httpx2
 from pydantic import ValidationError
 
-from services.contracts.base import StoredContract
-from services.contracts.errors import (
-    ClusterUnavailable,
-    ImageRejected,
-    InternalError,
-    ModelLoading,
-    NotFound,
-    ObjectStoreUnavailable,
-    Overloaded,
-    RekindleError,
-    RetryLater,
-)
+from services.contracts.errors import ClusterUnavailable, InternalError, ModelLoading, Overloaded, RetryLater
 from services.contracts.ids import TrunkId
-from services.contracts.predictions import Prediction
-from services.contracts.serving import (
-    ReplicaAnswers,
-    ReplicaError,
-    ReplicaPrediction,
-    ReplicaQuestion,
-    pack,
-    trunk_route,
-)
+from services.contracts.predictions import NDJSON, Prediction
+from services.contracts.serving import CHALLENGER_HEADER, ReplicaQuestion, ReplicaScore, pack, trunk_route
 from services.inference.courier import Courier, Parcel
 from services.inference.predict.queries import ServedVersion
+from services.inference.replica_answers import ImageAnswer, NotUp, read_answer, read_answers, read_predictions
 
-MAX_CONNECTIONS = 256
+Answer = TypeVar("Answer")
+
+MAX_CONNECTIONS = 512
 CALLS_AT_ONCE = 3
 """Calls under way to a trunk, for each replica that it may have: enough that a replica finds the next one waiting."""
 MAX_WAITING = 256
 """Images of a trunk that wait in this gateway; more are refused."""
+MODEL_CONNECTIONS = 128
+"""Images of one model that are asked for with a challenger at a time; more wait for each other, not for the connections
+of the rest."""
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 1.0
 MAX_CRASHES = 3
 """Answers with status 500 in a row that are put down to a replica that died with the request; then it is a fault."""
 HEALTH_TIMEOUT_S = 3.0
 
-_FINAL: dict[str, type[RekindleError]] = {
-    error.code: error for error in (ImageRejected, NotFound, Overloaded, ObjectStoreUnavailable)
-}
+_BODY = {"content-type": "application/octet-stream"}
 
 
-@dataclass(frozen=True, slots=True)
-class NotUp:
-    """Nobody could answer; trying again may help."""
+class PendingScore:
+    """What a challenger will say of an image, on the rest of the replica's answer. `aclose` it."""
 
-    reason: str
-    crashed: bool = False
-    """A replica or proxy may have died with the request."""
-    timed_out: bool = False
-    """The request was taken and waited in a queue until its deadline."""
+    def __init__(self, lines: AsyncIterator[str], opened: AsyncExitStack) -> None:
+        self._lines = lines
+        self._opened = opened
 
+    async def read(self) -> ReplicaScore:
+        """Waits for it.
 
-Answer = list[Prediction] | NotUp
-Kind = TypeVar("Kind", bound=StoredContract)
+        Raises:
+            InternalError: the answer ends without one.
+            httpx2.TransportError: the connection broke.
+        """
+        line = await anext(self._lines, None)
+        try:
+            return ReplicaScore.model_validate_json(line or "")
+        except ValidationError as error:
+            raise InternalError(f"a replica's answer ends without the challenger's score: {line!r}") from error
 
-
-def read_answer(response: httpx2.Response) -> Answer:
-    """What a response of Serve's proxy to one image means.
-
-    Raises what the replica raised (`ImageRejected`, `NotFound`, `Overloaded`, `ObjectStoreUnavailable`), `Overloaded`
-    when the proxy's queue is full, and `InternalError` for an answer that the contract does not know.
-    """
-    if response.status_code == 200:
-        return _read(ReplicaPrediction, response).predictions
-    return _read_refusal(response)
-
-
-def read_answers(response: httpx2.Response, count: int) -> list[Answer | Exception]:
-    """What a response to a batch of `count` images means for each: as `read_answer`, with its errors as values.
-
-    Raises what concerns the whole batch.
-    """
-    if response.status_code != 200:
-        return [_read_refusal(response)] * count
-    answers = _read(ReplicaAnswers, response).answers
-    if len(answers) != count:
-        raise InternalError(f"a replica gave {len(answers)} answers to {count} images")
-    return [each.predictions if isinstance(each, ReplicaPrediction) else _error(each) for each in answers]
-
-
-def _read(kind: type[Kind], response: httpx2.Response) -> Kind:
-    try:
-        return kind.model_validate_json(response.content)
-    except ValidationError as error:
-        raise InternalError(f"a replica answered something else than {kind.__name__}: {error}") from error
-
-
-def _read_refusal(response: httpx2.Response) -> NotUp:
-    try:
-        refused = ReplicaError.model_validate_json(response.content)
-    except ValidationError:
-        return _read_proxy_answer(response)
-    raise _error(refused)
-
-
-def _error(refused: ReplicaError) -> RekindleError:
-    if refused.code in _FINAL:
-        return _FINAL[refused.code](refused.message, refused.details)
-    return InternalError(f"a replica answered {refused.code}: {refused.message}")
-
-
-def _read_proxy_answer(response: httpx2.Response) -> NotUp:
-    """What Serve's proxy says by itself: plain text."""
-    match response.status_code:
-        case 404:
-            return NotUp("its application is not deployed yet")
-        case 503 if "retry-after" in response.headers:
-            raise Overloaded("all replicas are busy and their queue is full: try again")
-        case 502 | 503 | 504:
-            return NotUp("no replica is up")
-        case 408 | 499 | 500:
-            return NotUp(f"Ray Serve answered with status {response.status_code}", crashed=True)
-        case status:
-            raise InternalError(f"Ray Serve answered with status {status}: {response.text[:500]}")
+    async def aclose(self) -> None:
+        """Ends the answer, whether it was read or not."""
+        await self._opened.aclose()
 
 
 class Replicas:
@@ -151,8 +88,10 @@ class Replicas:
             limits=httpx2.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS),
         )
         self._calls_at_once = CALLS_AT_ONCE * max_replicas
-        self._couriers: dict[TrunkId, Courier[Answer]] = {}
+        self._couriers: dict[TrunkId, Courier[ImageAnswer]] = {}
         self._answered: set[TrunkId] = set()
+        self._shares: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        """By model; each lasts as long as somebody holds it or waits for it."""
 
     async def aclose(self) -> None:
         """Gives up what is under way and closes its connections."""
@@ -184,14 +123,37 @@ class Replicas:
             ObjectStoreUnavailable: the replica could not read the version.
             InternalError: the replica failed.
         """
+        parcel = Parcel(served.model_name, served.version, top_k, image, deadline)
+        courier = self._courier_of(served.trunk_id)
+
+        async def ask(_timeout_s: float, crashed: bool) -> ImageAnswer:
+            # What may have brought a replica down shall not do so to the images of others.
+            return await (courier.ask_alone(parcel) if crashed else courier.ask(parcel))
+
+        return await self._held(served, deadline, ask)
+
+    async def predict_beside(
+        self, served: ServedVersion, challenger: int, image: bytes, top_k: int, deadline: float
+    ) -> tuple[list[Prediction], "PendingScore | None"]:
+        """As `predict`, with what another version on the same trunk says of the image still to come.
+
+        None where the replica knows no challengers. The caller closes the score.
+        """
+        return await self._held(
+            served, deadline, lambda timeout_s, _: self._ask_beside(served, challenger, image, top_k, timeout_s)
+        )
+
+    async def _held(
+        self, served: ServedVersion, deadline: float, ask: Callable[[float, bool], Awaitable[Answer | NotUp]]
+    ) -> Answer:
+        """Asks until there is an answer; `ask` is told how many seconds are left, and whether a replica or proxy may
+        have died with the try before."""
         loop = asyncio.get_running_loop()
         problem = NotUp("no replica took the request")
         wait_s = FIRST_WAIT_S
         crashes = 0
-        while deadline > loop.time():
-            answer = await self._ask(
-                Parcel(served.model_name, served.version, top_k, image, deadline, alone=crashes > 0), served.trunk_id
-            )
+        while (remaining_s := deadline - loop.time()) > 0:
+            answer = await self._connected(ask(remaining_s, crashes > 0), remaining_s)
             if not isinstance(answer, NotUp):
                 self._answered.add(served.trunk_id)
                 return answer
@@ -204,43 +166,67 @@ class Replicas:
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
         raise self._late(served, problem)
 
-    async def _ask(self, parcel: Parcel, trunk_id: TrunkId) -> Answer:
+    async def _connected(self, asking: Awaitable[Answer | NotUp], timeout_s: float) -> Answer | NotUp:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asking
+        except (TimeoutError, httpx2.TimeoutException):
+            return NotUp(f"no replica answered within {timeout_s:.1f} s", timed_out=True)
+        except httpx2.ConnectError:
+            return NotUp("Ray Serve cannot be reached")
+        except httpx2.TransportError as error:
+            return NotUp(f"the connection to Ray Serve broke ({type(error).__name__})")
+
+    def _courier_of(self, trunk_id: TrunkId) -> Courier[ImageAnswer]:
         courier = self._couriers.get(trunk_id)
         if courier is None:
             courier = self._couriers[trunk_id] = Courier(
                 partial(self._send, trunk_id), calls_at_once=self._calls_at_once, max_waiting=MAX_WAITING
             )
-        try:
-            async with asyncio.timeout_at(parcel.deadline):
-                return await courier.ask(parcel)
-        except TimeoutError:
-            return NotUp("no replica answered in time", timed_out=True)
+        return courier
 
-    async def _send(self, trunk_id: TrunkId, parcels: Sequence[Parcel]) -> Sequence[Answer | Exception]:
+    async def _send(self, trunk_id: TrunkId, parcels: Sequence[Parcel]) -> Sequence[ImageAnswer | Exception]:
         """One call. It lasts as long as anybody may wait for it."""
-        remaining_s = max(parcel.deadline for parcel in parcels) - asyncio.get_running_loop().time()
-        request = partial(
-            self._client.post, headers={"content-type": "application/octet-stream"}, timeout=max(remaining_s, 0.001)
+        timeout_s = max(0.001, max(each.deadline for each in parcels) - asyncio.get_running_loop().time())
+        questions = [
+            ReplicaQuestion(model=each.model, version=each.version, top_k=each.top_k, size_bytes=len(each.image))
+            for each in parcels
+        ]
+        response = await self._client.post(
+            f"{trunk_route(trunk_id)}/predict-batch",
+            headers=_BODY,
+            content=pack(questions, [each.image for each in parcels]),
+            timeout=timeout_s,
         )
-        route = trunk_route(trunk_id)
-        try:
-            if len(parcels) == 1:
-                (only,) = parcels
-                query = {"model": only.model, "version": only.version, "top_k": only.top_k}
-                return [read_answer(await request(f"{route}/predict", params=query, content=only.image))]
-            questions = [
-                ReplicaQuestion(model=each.model, version=each.version, top_k=each.top_k, size_bytes=len(each.image))
-                for each in parcels
-            ]
-            body = pack(questions, [each.image for each in parcels])
-            return read_answers(await request(f"{route}/predict-batch", content=body), len(parcels))
-        except httpx2.TimeoutException:
-            answer = NotUp("no replica answered in time", timed_out=True)
-        except httpx2.ConnectError:
-            answer = NotUp("Ray Serve cannot be reached")
-        except httpx2.TransportError as error:
-            answer = NotUp(f"the connection to Ray Serve broke ({type(error).__name__})")
-        return [answer] * len(parcels)
+        return read_answers(response, len(parcels))
+
+    async def _ask_beside(
+        self, served: ServedVersion, challenger: int, image: bytes, top_k: int, timeout_s: float
+    ) -> "tuple[list[Prediction], PendingScore | None] | NotUp":
+        request = self._client.build_request(
+            "POST",
+            f"{trunk_route(served.trunk_id)}/predict",
+            params={"model": served.model_name, "version": served.version, "top_k": top_k},
+            headers={**_BODY, CHALLENGER_HEADER: str(challenger)},
+            content=image,
+            timeout=timeout_s,
+        )
+        async with self._share_of(served.model_name), AsyncExitStack() as opened:
+            response = await self._client.send(request, stream=True)
+            opened.push_async_callback(response.aclose)
+            if not response.headers.get("content-type", "").startswith(NDJSON):
+                await response.aread()
+                answer = read_answer(response)
+                return answer if isinstance(answer, NotUp) else (answer, None)
+            lines = response.aiter_lines()
+            first = await anext(lines, None)
+            if first is None:
+                return NotUp("a replica ended its answer before it began", crashed=True)
+            predictions = read_predictions(first)
+            return predictions, PendingScore(lines, opened.pop_all())
+
+    def _share_of(self, model_name: str) -> asyncio.Semaphore:
+        return self._shares.setdefault(model_name, asyncio.Semaphore(MODEL_CONNECTIONS))
 
     def _late(self, served: ServedVersion, problem: NotUp) -> RetryLater:
         name = f"model {served.model_name!r} version {served.version}"

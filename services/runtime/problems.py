@@ -144,18 +144,28 @@ def problem_of(request: Request, error: RekindleError) -> Problem:
     return make_problem(request, error.code, error.message, details=error.details)
 
 
+def report(request: Request, error: Exception) -> Problem:
+    """The problem that any error shows as, with what only the operator may see in the log."""
+    if not isinstance(error, RekindleError):
+        log.error("http.unhandled_error", error_type=type(error).__name__, exc_info=error)
+        return make_problem(request, "internal_error", _internal_detail(request))
+    problem = problem_of(request, error)
+    if isinstance(error, RetryLater):
+        log.warning("http.retry_later", code=error.code, reason=error.message, exc_info=error.__cause__)
+    elif problem.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.error("http.internal_error", code=error.code, reason=error.message, exc_info=error)
+    return problem
+
+
 def _internal_detail(request: Request) -> str:
     return f"The request is not at fault. The server's log has the cause under request id {request_id_of(request)}."
 
 
 async def _on_rekindle_error(request: Request, error: RekindleError) -> JSONResponse:
-    problem = problem_of(request, error)
+    problem = report(request, error)
     headers: dict[str, str] = {}
     if isinstance(error, RetryLater):
         headers["Retry-After"] = str(error.retry_after_s)
-        log.warning("http.retry_later", code=error.code, reason=error.message, exc_info=error.__cause__)
-    elif problem.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
-        log.error("http.internal_error", code=error.code, reason=error.message, exc_info=error)
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = 'Bearer realm="rekindle"'
     return problem_response(problem, headers)
@@ -184,8 +194,7 @@ async def _on_framework_error(request: Request, error: HTTPException) -> JSONRes
 
 
 async def _on_unhandled(request: Request, error: Exception) -> JSONResponse:
-    log.error("http.unhandled_error", error_type=type(error).__name__, exc_info=error)
-    return problem_response(make_problem(request, "internal_error", _internal_detail(request)))
+    return problem_response(report(request, error))
 
 
 def install_problem_handlers(app: FastAPI) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from services.contracts import names
-from services.contracts.models import AliasRecord, VersionDeletion
+from services.contracts.aliases import AliasRecord
+from services.contracts.models import VersionDeletion
 from services.training.models import queries
 from tests.servers.training import TrainingGateway, eventually, make_manifest, problem
 
@@ -150,6 +151,153 @@ async def test_a_deleted_alias_stays_deleted_for_the_bucket_too(each_gateway: Tr
     assert (await each_gateway.client.delete(alias)).status_code == 204
     assert record(each_gateway).version is None
     problem(await each_gateway.client.delete(alias), 404, "not_found")
+
+
+# --- a second version beside the first ---
+
+SPLIT = {"version": 1, "split": {"version": 2, "weight": 0.25}}
+SHADOW = {"version": 1, "shadow": {"version": 2}}
+PLAIN = {"version": 1}
+
+
+async def put(gateway: TrainingGateway, body: dict[str, Any]):
+    return await gateway.client.put("/v1/models/flowers/aliases/production", json=body)
+
+
+async def aliases(gateway: TrainingGateway) -> list[dict[str, Any]]:
+    return (await gateway.client.get("/v1/models/flowers")).json()["aliases"]
+
+
+async def with_versions(gateway: TrainingGateway, count: int) -> TrainingGateway:
+    for version in range(1, count + 1):
+        await publish(gateway, version)
+    return gateway
+
+
+def parts(alias: dict[str, Any] | AliasRecord) -> dict[str, Any]:
+    """What it refers to, without the roles that nobody has."""
+    shown = alias.model_dump(mode="json") if isinstance(alias, AliasRecord) else alias
+    return {name: shown[name] for name in ("version", "split", "shadow") if shown[name] is not None}
+
+
+@pytest.mark.parametrize("target", [SPLIT, SHADOW])
+async def test_an_alias_shows_and_keeps_its_second_version(each_gateway: TrainingGateway, target: dict) -> None:
+    gateway = await with_versions(each_gateway, 2)
+    answer = (await put(gateway, target)).json()
+    assert parts(answer) == target
+    assert await aliases(gateway) == [answer]
+    assert parts(record(gateway)) == target
+
+
+@pytest.mark.parametrize("before", [SPLIT, SHADOW])
+@pytest.mark.parametrize("after", [SPLIT, SHADOW, PLAIN])
+async def test_a_change_replaces_the_whole(gateway: TrainingGateway, before: dict, after: dict) -> None:
+    await with_versions(gateway, 2)
+    await put(gateway, before)
+    assert parts((await put(gateway, after | {"expected": before})).json()) == after
+    assert parts(record(gateway)) == after
+
+
+@pytest.mark.parametrize("now", [SPLIT, SHADOW, PLAIN])
+@pytest.mark.parametrize(
+    "expected", [SPLIT, SHADOW, PLAIN, {"version": 1, "split": {"version": 2, "weight": 0.26}}, {"version": 2}]
+)
+async def test_the_whole_is_compared(gateway: TrainingGateway, now: dict, expected: dict) -> None:
+    await with_versions(gateway, 3)
+    await put(gateway, now)
+    answer = await put(gateway, {"version": 3, "expected": expected})
+    if expected == now:
+        assert parts(answer.json()) == {"version": 3}
+        return
+    details = problem(answer, 409, "conflict")["details"]
+    assert (details["actual_version"], parts(details["actual"])) == (1, now)
+    assert parts(record(gateway)) == now
+
+
+async def test_an_expected_version_is_that_of_the_alias_itself(gateway: TrainingGateway) -> None:
+    await with_versions(gateway, 2)
+    await put(gateway, SPLIT)
+    problem(await promote(gateway, 2, expected=2), 409, "conflict")
+    assert parts((await promote(gateway, 2, expected=1)).json()) == {"version": 2}
+
+
+async def test_nothing_expected_where_there_is_none_is_a_conflict_too(gateway: TrainingGateway) -> None:
+    await with_versions(gateway, 2)
+    body = problem(await put(gateway, SPLIT | {"expected": PLAIN}), 409, "conflict")
+    assert body["details"] == {"actual_version": 0}
+    assert parts((await put(gateway, SPLIT | {"expected_version": 0})).json()) == SPLIT
+
+
+async def test_repeating_a_richer_change_is_no_conflict(gateway: TrainingGateway) -> None:
+    await with_versions(gateway, 2)
+    await put(gateway, PLAIN)
+    first = await put(gateway, SPLIT | {"expected": PLAIN})
+    again = await put(gateway, SPLIT | {"expected": PLAIN})
+    assert again.json() == first.json()
+    heavier = {"version": 1, "split": {"version": 2, "weight": 0.5}}
+    problem(await put(gateway, heavier | {"expected": PLAIN}), 409, "conflict")
+
+
+async def test_of_many_splits_at_a_time_one_wins_and_the_bucket_has_it(each_gateway: TrainingGateway) -> None:
+    gateway = await with_versions(each_gateway, 4)
+    await put(gateway, PLAIN)
+    bodies = [
+        {"version": version, "split": {"version": other, "weight": 0.5}, "expected": PLAIN}
+        for version in range(1, 5)
+        for other in range(1, 5)
+        if version != other
+    ]
+    responses = await asyncio.gather(*(put(gateway, body) for body in bodies))
+    assert sorted(response.status_code for response in responses) == [200] + [409] * (len(bodies) - 1)
+    (alias,) = await aliases(gateway)
+    assert parts(record(gateway)) == parts(alias)
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (SPLIT | SHADOW, "not both"),
+        ({"version": 2, "split": {"version": 2, "weight": 0.5}}, "named twice"),
+        ({"version": 2, "shadow": {"version": 2}}, "named twice"),
+        ({"version": 1, "split": {"version": 2}}, "weight"),
+        *(({"version": 1, "split": {"version": 2, "weight": weight}}, "weight") for weight in (0, 1, -1, 2)),
+        ({"version": 1, "shadow": {"version": 0}}, "shadow"),
+        ({"version": 1, "challenger": {"version": 2}}, "challenger"),
+        ({"version": 2, "expected": PLAIN, "expected_version": 1}, "not both"),
+    ],
+)
+async def test_a_target_that_makes_no_sense_is_refused(gateway: TrainingGateway, body: dict, named: str) -> None:
+    await with_versions(gateway, 2)
+    assert named in problem(await put(gateway, body), 422, "validation_failed")["detail"]
+    assert await aliases(gateway) == []
+
+
+@pytest.mark.parametrize("target", [SPLIT, SHADOW])
+async def test_both_versions_must_be_there_and_cannot_be_deleted(each_gateway: TrainingGateway, target: dict) -> None:
+    gateway = each_gateway
+    await publish(gateway, 1)
+    problem(await put(gateway, target), 404, "not_found")
+    assert await aliases(gateway) == []
+    await publish(gateway, 2)
+    await put(gateway, target)
+    for version in (1, 2):
+        body = problem(await gateway.client.delete(f"/v1/models/flowers/versions/{version}"), 409, "conflict")
+        assert body["details"] == {"aliases": ["production"]}
+    await put(gateway, PLAIN)
+    assert (await gateway.client.delete("/v1/models/flowers/versions/2")).status_code == 204
+
+
+@pytest.mark.parametrize("role", ["split", "shadow"])
+async def test_taking_a_role_and_being_deleted_at_the_same_time(each_gateway: TrainingGateway, role: str) -> None:
+    gateway = await with_versions(each_gateway, 6)
+    for version in range(2, 7):
+        second = {"version": version} | ({"weight": 0.5} if role == "split" else {})
+        pointed, deleted = await asyncio.gather(
+            put(gateway, PLAIN | {role: second}),
+            gateway.client.delete(f"/v1/models/flowers/versions/{version}"),
+        )
+        assert (pointed.status_code, deleted.status_code) in ((200, 409), (404, 204))
+        await put(gateway, PLAIN)
 
 
 # --- deleting -------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from services.contracts.base import utc_now
+from services.inference import courier, replicas
 from services.inference.main import build_app
 from services.runtime.auth import Scope, create_key
 from services.runtime.database.tables import ModelAliasRow, ModelVersionRow
@@ -30,11 +31,18 @@ OTHER_TRUNK = "b" * 64
 JPEG = {"content-type": "image/jpeg"}
 
 
+@pytest.fixture(autouse=True)
+def one_image_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that each image can be answered by itself. With more of them: `test_predict_batches`."""
+    monkeypatch.setattr(courier, "MAX_BATCH", 1)
+    monkeypatch.setattr(replicas, "CALLS_AT_ONCE", 512)
+
+
 @pytest.fixture
 def serve() -> FakeServe:
     fake = FakeServe()
     fake.deployed = {TRUNK, OTHER_TRUNK}
-    fake.versions = {("flowers", 1): TRUNK, ("flowers", 3): TRUNK, ("base", 1): OTHER_TRUNK}
+    fake.versions = {("flowers", 1): TRUNK, ("flowers", 3): TRUNK, ("birds", 1): TRUNK, ("base", 1): OTHER_TRUNK}
     return fake
 
 
@@ -51,11 +59,18 @@ def settings_for(folder: Path, serve_url: str, **options: object) -> Settings:
 
 
 @asynccontextmanager
-async def gateway(settings: Settings) -> AsyncGenerator[httpx2.AsyncClient, None]:
+async def started(settings: Settings) -> AsyncGenerator[FastAPI, None]:
     """The started gateway with version 1 and 3 of `flowers`, version 2 deleted, and `base`."""
     app = build_app(settings)
     async with app.router.lifespan_context(app):
         await publish(app)
+        yield app
+
+
+@asynccontextmanager
+async def gateway(settings: Settings) -> AsyncGenerator[httpx2.AsyncClient, None]:
+    """A client of the started gateway."""
+    async with started(settings) as app:
         transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx2.AsyncClient(transport=transport, base_url="http://gateway") as client:
             yield client
@@ -64,7 +79,7 @@ async def gateway(settings: Settings) -> AsyncGenerator[httpx2.AsyncClient, None
 async def publish(app: FastAPI) -> None:
     now = utc_now()
     versions = [("flowers", 1, TRUNK, None), ("flowers", 2, TRUNK, now), ("flowers", 3, TRUNK, None)]
-    versions += [("base", 1, OTHER_TRUNK, None), ("gone", 1, TRUNK, now)]
+    versions += [("birds", 1, TRUNK, None), ("base", 1, OTHER_TRUNK, None), ("gone", 1, TRUNK, now)]
     async with app.state.database.transaction() as session:
         for name, number, trunk_id, deleted_at in versions:
             session.add(

@@ -3,10 +3,12 @@
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import delete
 
 from services.contracts import names
 from services.contracts.base import utc_now
@@ -26,6 +28,7 @@ from services.contracts.jobs import (
     TrainingJobSpec,
 )
 from services.runtime.database import Database
+from services.runtime.database.tables import ModelVersionRow
 from services.runtime.objects import ObjectStore, open_store
 from services.training.jobs import queries as job_queries
 from services.training.models import copies, queries
@@ -99,8 +102,8 @@ async def shown(gateway: TrainingGateway) -> dict[str, Any]:
     return seen
 
 
-async def promote(gateway: TrainingGateway, alias: str, version: int) -> None:
-    response = await gateway.client.put(f"/v1/models/flowers/aliases/{alias}", json={"version": version})
+async def promote(gateway: TrainingGateway, alias: str, version: int, **beside: Any) -> None:
+    response = await gateway.client.put(f"/v1/models/flowers/aliases/{alias}", json={"version": version, **beside})
     assert response.status_code == 200, response.text
 
 
@@ -125,6 +128,8 @@ async def history(gateway: TrainingGateway) -> dict[str, str]:
     await gateway.job_in(ids["cancelled"], "cancelled")
     await promote(gateway, "production", 1)
     await promote(gateway, "production", 2)
+    await promote(gateway, "canary", 1, split={"version": 2, "weight": 0.1})
+    await promote(gateway, "trial", 2, shadow={"version": 1})
     await promote(gateway, "gone", 1)
     await gateway.client.delete("/v1/models/flowers/aliases/gone")
     assert (await gateway.client.delete("/v1/models/flowers/versions/3")).status_code == 204
@@ -143,7 +148,7 @@ async def test_users_find_what_they_had(tmp_path: Path, new_database: NewDatabas
     assert result.problems == []
     assert result.unfinished_jobs == 0
     counts = {kind: (count.found, count.added) for kind, count in result.counts.items()}
-    assert counts == {"datasets": (6, 6), "jobs": (5, 5), "versions": (3, 3), "aliases": (2, 1)}
+    assert counts == {"datasets": (6, 6), "jobs": (5, 5), "versions": (3, 3), "aliases": (4, 3)}
     async with training_gateway(tmp_path, url, keep_bucket=bucket) as second:
         assert await shown(second) == before
         assert (await second.client.get("/v1/models/flowers/versions/3")).status_code == 404
@@ -275,7 +280,9 @@ async def test_what_cannot_be_read_is_named_and_stops_nothing_else(tmp_path: Pat
         first.store.put(key, b"{} or so")
     url = new_database()
     result = await restored(url, first.store)
-    assert {problem.key for problem in result.problems} == {*keys, names.model_alias("flowers", "production")}
+    # Without version 2, which each of them refers to in some role, they would not be what they were.
+    lost_aliases = {names.model_alias("flowers", alias) for alias in ("production", "canary", "trial")}
+    assert {problem.key for problem in result.problems} == {*keys, *lost_aliases}
     async with training_gateway(tmp_path, url) as second:
         # The job whose dataset cannot be read is there all the same.
         assert (await second.read(ids["failed"]))["failure"]["code"] == "class_too_small"
@@ -362,6 +369,49 @@ async def test_a_slow_gateway_never_puts_back_an_older_alias(tmp_path: Path, emp
         now = copies.read_alias(gateway.store, key)
         assert now is not None
         assert now.record.version == 1
+
+
+@pytest.mark.parametrize("beside", [{"split": {"version": 2, "weight": 0.1}}, {"shadow": {"version": 2}}])
+async def test_an_alias_comes_back_as_it_was_last_and_not_without_its_second_version(
+    tmp_path: Path, new_database: NewDatabase, beside: dict[str, Any]
+) -> None:
+    async with training_gateway(tmp_path, new_database()) as first:
+        for version in (1, 2):
+            (await first.attempt((await first.job())["id"])).publish(version)
+        await eventually_published(first, 2)
+        await promote(first, "production", 1)
+        await promote(first, "production", 1, **beside)
+        store = first.store
+        (before,) = (await first.client.get("/v1/models/flowers")).json()["aliases"]
+    url = new_database()
+    await restored(url, store)
+    database = Database(url)
+    async with database.transaction() as session:  # as of a backup from before the last change
+        row = await queries.find_alias(session, "flowers", "production")
+        assert row is not None
+        assert queries.to_alias(row).model_dump(mode="json") == before
+        queries.point(row, 2, None, None, row.updated_at - timedelta(seconds=1))
+    assert (await restored(url, store)).counts["aliases"].brought_forward == 1
+    async with database.transaction() as session:
+        row = await queries.find_alias(session, "flowers", "production")
+        assert row is not None
+        assert queries.to_alias(row).model_dump(mode="json") == before
+        await session.delete(row)
+    store.put(names.model_manifest("flowers", 2), b"{}")
+    async with database.transaction() as session:
+        await session.execute(delete(ModelVersionRow).where(ModelVersionRow.version == 2))
+    await database.close()
+    result = await restored(url, store)
+    (reason,) = [each.reason for each in result.problems if each.key == names.model_alias("flowers", "production")]
+    assert "version 2" in reason
+
+
+async def eventually_published(gateway: TrainingGateway, count: int) -> None:
+    async def published() -> bool:
+        versions = (await gateway.client.get("/v1/models/flowers/versions")).json()
+        return len(versions.get("items", [])) == count
+
+    await eventually(published)
 
 
 async def test_the_leader_writes_the_copies_that_a_dead_gateway_owed(tmp_path: Path, empty_sqlite_url: str) -> None:

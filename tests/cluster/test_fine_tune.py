@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ray_cluster.serve.classifier import Classifier, Question
+from ray_cluster.serve.classifier import Answer, Classifier, Question
 from ray_cluster.serve.model_tails import TailKey, load_tail
 from ray_cluster.vision.engines import load_engine
 from services.contracts.ids import JobId
@@ -91,8 +91,9 @@ def test_what_is_served_is_what_was_evaluated(attempts: Attempts, textures: Path
     classifier = Classifier([load_engine(attempts.store, model.trunk)], model.trunk.image_size)
     for line in lines_of(attempts, model)[::5]:
         (answer,) = classifier.answer([Question((textures / line["path"]).read_bytes(), tail, 5)])
-        assert isinstance(answer, list)
-        assert [{"label": each.label, "probability": each.probability} for each in answer] == line["predictions"]
+        assert isinstance(answer, Answer)
+        answered = [each.model_dump(include={"label", "probability"}) for each in answer.predictions]
+        assert answered == line["predictions"]
 
 
 def test_a_batch_prediction_labels_as_was_evaluated(attempts: Attempts, textures: Path, undisturbed: JobId) -> None:
@@ -194,5 +195,6 @@ def test_the_whole_network_is_trained_and_served_alike(attempts: Attempts, textu
     classifier = Classifier([load_engine(attempts.store, model.trunk)], model.trunk.image_size)
     for line in lines_of(attempts, model)[::9]:
         (answer,) = classifier.answer([Question((textures / line["path"]).read_bytes(), tail, 5)])
-        assert isinstance(answer, list)
-        assert [{"label": each.label, "probability": each.probability} for each in answer] == line["predictions"]
+        assert isinstance(answer, Answer)
+        answered = [each.model_dump(include={"label", "probability"}) for each in answer.predictions]
+        assert answered == line["predictions"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import os
 import signal
 import socket
@@ -23,9 +24,10 @@ from ray_cluster.vision.tails import Tail
 from services.contracts.backbones import BackboneName
 from services.contracts.base import utc_now
 from services.contracts.models import TrunkManifest
+from services.contracts.predictions import NDJSON
 from services.contracts.serving import ReplicaError, ReplicaPrediction, application_name, trunk_route
 from services.inference.main import build_app
-from services.runtime.database.tables import ModelVersionRow
+from services.runtime.database.tables import ModelAliasRow, ModelVersionRow
 from services.runtime.objects import ObjectStore, open_store
 from services.runtime.settings import Settings
 from services.training.reconciler.serve_applications import ServeTarget, desired_config
@@ -91,6 +93,7 @@ def served(ray_local: LocalRay, tmp_path_factory: pytest.TempPathFactory) -> Ite
     tails = {name: random_tail(trunk.feature_dim, classes, seed) for seed, (name, classes) in enumerate(MODELS.items())}
     for name, tail in tails.items():
         publish(store, trunk, name, 1, tail, [f"{name} {k}" for k in range(tail.class_count)])
+    publish(store, trunk, "pets", 2, tails["pets"], [f"pets {k}" for k in range(tails["pets"].class_count)])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
@@ -115,11 +118,14 @@ async def gateway(served: Served, tmp_path: Path) -> AsyncIterator[httpx2.AsyncC
     app = build_app(Settings(home=tmp_path, serve_url=served.url, predict_deadline_s=120))
     async with app.router.lifespan_context(app):
         async with app.state.database.transaction() as session:
-            for name in served.tails:
+            session.add(
+                ModelAliasRow(model_name="pets", alias="trial", version=1, shadow_version=2, updated_at=utc_now())
+            )
+            for name, version in (*((name, 1) for name in served.tails), ("pets", 2)):
                 session.add(
                     ModelVersionRow(
                         model_name=name,
-                        version=1,
+                        version=version,
                         created_at=utc_now(),
                         job_id="job_1",
                         trunk_id=served.trunk.trunk_id,
@@ -194,6 +200,46 @@ async def test_through_the_gateway(served: Served, gateway: httpx2.AsyncClient) 
         assert result["image"] == f"{seed}.jpg"
         expected = served.expected("pets", picture(seed))
         np.testing.assert_allclose(probabilities(result["predictions"]), expected, rtol=0, atol=TOLERANCE)
+
+
+async def test_a_challenger_is_scored_on_the_same_pass(gateway: httpx2.AsyncClient) -> None:
+    files = [("images", (f"{seed}.jpg", picture(seed))) for seed in range(5)]
+    response = await gateway.post("/v1/models/pets/predict", files=files, params={"alias": "trial"})
+    assert (response.status_code, response.json()["version"]) == (200, 1)
+    labels = 'alias="trial",challenger="2",model="pets",outcome="agreed",version="1"'
+    async with asyncio.timeout(30):
+        while f"{{{labels}}} 5.0" not in (await gateway.get("/metrics")).text:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+async def test_answers_are_streamed(gateway: httpx2.AsyncClient) -> None:
+    files = [("images", (f"{seed}.jpg", picture(seed))) for seed in range(20)] + [("images", ("bad.txt", b"no image"))]
+    response = await gateway.post("/v1/models/pets/predict?version=1", files=files, headers={"accept": NDJSON})
+    start, *images, end = [json.loads(line) for line in response.text.splitlines()]
+    assert (start["version"], start["image_count"], end) == (1, 21, {"type": "end", "failed_count": 1})
+    assert {image["index"]: image["status"] for image in images} == dict.fromkeys(range(20), "ok") | {20: "error"}
+
+
+async def test_a_flood_for_one_model_refuses_that_model_only(served: Served) -> None:
+    image = picture(0)
+
+    async def ask(client: httpx2.AsyncClient, model: str) -> httpx2.Response:
+        query = {"model": model, "version": 1, "top_k": 1}
+        return await client.post(f"{trunk_route(served.trunk.trunk_id)}/predict", params=query, content=image)
+
+    limits = httpx2.Limits(max_connections=300)
+    async with httpx2.AsyncClient(base_url=served.url, timeout=60, limits=limits) as client:
+        flood = [asyncio.create_task(ask(client, "flowers")) for _ in range(240)]
+        await asyncio.wait(flood, return_when=asyncio.FIRST_COMPLETED)
+        others = await asyncio.gather(*(ask(client, "pets") for _ in range(12)))
+        flooding = await asyncio.gather(*flood)
+    assert [response.status_code for response in others] == [200] * 12
+    refused = [response for response in flooding if response.status_code != 200]
+    print(f"{len(refused)} of {len(flood)} refused")
+    assert {
+        (response.status_code, ReplicaError.model_validate_json(response.content).code) for response in refused
+    } <= {(503, "overloaded")}
+    assert all("'flowers'" in response.text for response in refused)
 
 
 async def test_a_killed_replica_costs_time_and_no_answer(served: Served, gateway: httpx2.AsyncClient) -> None:

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from services.contracts import names
+from services.contracts.aliases import AliasShadow, AliasSplit
 from services.contracts.base import utc_now
 from services.contracts.ids import DatasetId, TrunkId
 from services.runtime.objects import ObjectStore
@@ -141,10 +143,18 @@ async def test_what_only_the_database_refers_to_stays(bucket: GarbageBucket) -> 
     assert bucket.listed() == bucket.kept
 
 
-async def test_a_deleted_version_that_an_alias_is_left_on_stays(bucket: GarbageBucket) -> None:
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"version": 1},
+        {"version": 9, "split": AliasSplit(version=1, weight=0.5)},
+        {"version": 9, "shadow": AliasShadow(version=1)},
+    ],
+)
+async def test_a_deleted_version_that_an_alias_is_left_on_stays(bucket: GarbageBucket, target: dict[str, Any]) -> None:
     manifest = bucket.version(bucket.job(1, published=("flowers", 1)), 1)
     bucket.delete(manifest, garbage=False)
-    bucket.alias("production", 1)
+    bucket.alias("production", **target)
     await collected(bucket)
     assert bucket.listed() == bucket.kept
 

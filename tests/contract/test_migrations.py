@@ -5,13 +5,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.util import CommandError
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, insert, inspect, text
 
+from services.contracts.base import utc_now
 from services.runtime.database import Database
-from services.runtime.database.tables import Base
+from services.runtime.database.connections import parse_url
+from services.runtime.database.migrate import alembic_config
+from services.runtime.database.tables import Base, ModelAliasRow
 
 STARTERS = 6
 
@@ -103,3 +107,29 @@ async def test_a_database_of_a_newer_release_is_refused(database: Database) -> N
         await session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(CommandError, match="9999"):
         await database.migrate()
+
+
+async def test_aliases_of_the_releases_before_have_one_version(database_url: str) -> None:
+    def upgrade(connection: Connection, revision: str) -> None:
+        config = alembic_config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+
+    if (file := parse_url(database_url).database) and database_url.startswith("sqlite"):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+    database = Database(database_url)
+    try:
+        async with database.engine.begin() as connection:
+            await connection.run_sync(upgrade, "0002")
+            await connection.execute(
+                insert(ModelAliasRow.__table__).values(
+                    model_name="flowers", alias="production", version=7, updated_at=utc_now()
+                )
+            )
+        await database.migrate()
+        async with database.session() as session:
+            row = await session.get(ModelAliasRow, ("flowers", "production"))
+            assert row is not None
+            assert (row.version, row.split_version, row.split_weight, row.shadow_version) == (7, None, None, None)
+    finally:
+        await database.close()

@@ -1,8 +1,11 @@
 """The main job as users do it: by command line and by client, on drawn images and on real ones."""
 
 import json
+import time
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
 
 from services.client import ApiError, JobFailed
@@ -39,10 +42,15 @@ def test_the_model_labels_images_it_has_not_seen(trained: dict[str, str], stack:
     assert right / len(images) == pytest.approx(version["evaluation"]["accuracy"])
 
 
+@pytest.fixture(scope="module")
+def again(trained: dict[str, str], stack: LocalStack) -> dict[str, Any]:
+    """The job that the same command ran once more."""
+    return stack.run_json("train", "objects", "--backbone", "rekindle_tiny", "--model", "objects")
+
+
 def test_the_same_command_again_makes_a_second_version_from_what_is_known(
-    trained: dict[str, str], stack: LocalStack
+    again: dict[str, Any], stack: LocalStack
 ) -> None:
-    again = stack.run_json("train", "objects", "--backbone", "rekindle_tiny", "--model", "objects")
     assert again["result"]["version"] == 2
     skipped = {timing["stage"] for timing in again["stages"] if timing["skipped"]}
     assert {"preflight", "features"} <= skipped
@@ -58,6 +66,25 @@ def test_an_alias_leads_to_the_version_it_was_pointed_at(
     assert stack.run_json("predict", "objects", image, "--alias", "production")["version"] == 1
     refused = stack.run("models", "alias", "objects", "canary", "1", "--expect", "7", status=1)
     assert "error: " in refused.stderr
+
+
+def test_a_second_version_stands_beside_the_first(trained: dict[str, str], stack: LocalStack, drawings: Path) -> None:
+    """Both versions have the same weights, so the shadow agrees wherever it has its say."""
+    images = sorted((drawings / "test").glob("*/*.jpg"))[:6]
+    assert (
+        "v1 0.5, v2 0.5" in stack.run("models", "alias", "objects", "ab", "1", "--split", "2", "--weight", "0.5").stdout
+    )
+    answers = [stack.run_json("predict", "objects", *images, "--alias", "ab") for _ in range(2)]
+    assert {answer["version"] for answer in answers} <= {1, 2}
+    assert "shadow v2" in stack.run("models", "alias", "objects", "trial", "1", "--shadow", "2").stdout
+    assert "trial (shadow)" in stack.run("models", "show", "objects").stdout
+    assert stack.run_json("predict", "objects", *images, "--alias", "trial")["version"] == 1
+    labels = 'alias="trial",challenger="2",model="objects",outcome="agreed",version="1"'
+    line = f"rekindle_alias_shadow_images_total{{{labels}}} 6.0"
+    deadline_s = time.monotonic() + 20
+    while line not in (shown := httpx2.get(f"{stack.url}/metrics", trust_env=False).text):
+        assert time.monotonic() < deadline_s, [each for each in shown.splitlines() if "rekindle_alias" in each]
+        time.sleep(0.1)
 
 
 def test_people_read_what_programs_parse(trained: dict[str, str], stack: LocalStack, drawings: Path) -> None:

@@ -3,8 +3,10 @@
 import hashlib
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 from services.contracts import names
+from services.contracts.aliases import AliasRecord
 from services.contracts.backbones import BackboneName
 from services.contracts.batch_predictions import (
     PREDICTIONS_CSV,
@@ -24,7 +26,7 @@ from services.contracts.jobs import (
     PublishedModel,
     TrainingJobSpec,
 )
-from services.contracts.models import AliasRecord, ModelManifest, ObjectRef, VersionClaim, VersionDeletion
+from services.contracts.models import ModelManifest, ObjectRef, VersionClaim, VersionDeletion
 from services.runtime.objects import ObjectStore
 from tests.servers.training import make_manifest, make_result
 
@@ -182,8 +184,8 @@ class GarbageBucket:
             self.kept -= refs
             self.garbage |= refs
 
-    def alias(self, alias: str, version: int, model_name: str = "flowers") -> None:
-        record = AliasRecord(alias=alias, version=version, updated_at=self.now - LONG_AGO)
+    def alias(self, alias: str, version: int, model_name: str = "flowers", **beside: Any) -> None:
+        record = AliasRecord(alias=alias, version=version, updated_at=self.now - LONG_AGO, **beside)
         self.put(names.model_alias(model_name, alias), record.model_dump_json().encode(), garbage=False)
 
     def keep(self, *prefixes: str) -> None:

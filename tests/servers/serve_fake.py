@@ -1,17 +1,19 @@
 """A server that speaks `contracts/serving.py` and Ray Serve's own plain-text answers, over real HTTP."""
 
 import asyncio
+import json
 import socket
 import threading
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import contextmanager
 
 import uvicorn
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from services.contracts.serving import unpack
+from services.contracts.predictions import NDJSON
+from services.contracts.serving import CHALLENGER_HEADER, unpack
 
 REJECTED = b"not an image"
 
@@ -25,6 +27,20 @@ class FakeServe:
         """The trunk of each version in the bucket."""
         self.answers_first: list[Response] = []
         """Given to the next requests, in order, before anything else is looked at."""
+        self.answers_to: dict[bytes, Response] = {}
+        """Given to every request with these images."""
+        self.gates: dict[bytes, threading.Event] = {}
+        """These images are answered once theirs is set."""
+        self.opinions: dict[tuple[str, int], str] = {}
+        """The label of every image by these versions, in place of what its bytes spell."""
+        self.challenger_gate = threading.Event()
+        """Challengers have their say once it is set, as it is at first."""
+        self.challenger_gate.set()
+        self.challenger_version = 0
+        """Requests for this version wait at that gate as well."""
+        self.challengers = 0
+        """Scores that were begun on another version's pass."""
+        self.knows_challengers = True
         self.delay_s = 0.0
         self.requests: Counter[str] = Counter()
         self.batches: list[int] = []
@@ -40,10 +56,26 @@ class FakeServe:
         self.most_in_progress = max(self.most_in_progress, self.in_progress)
         try:
             body = await request.body()
+            images = [image for _, image in unpack(body)] if request.url.path.endswith("-batch") else [body]
             await asyncio.sleep(self.delay_s)
+            for image in images:
+                while image in self.gates and not self.gates[image].is_set():  # noqa: ASYNC110 - set by another thread
+                    await asyncio.sleep(0.005)
+            if self._is_second_request(request, body):
+                while not self.challenger_gate.is_set():  # noqa: ASYNC110 - it is set by another thread
+                    await asyncio.sleep(0.005)
+            told = next((self.answers_to[image] for image in images if image in self.answers_to), None)
+            if told is not None:
+                return told
             return self.answers_first.pop(0) if self.answers_first else self._answer(request, body)
         finally:
             self.in_progress -= 1
+
+    def _is_second_request(self, request: Request, body: bytes) -> bool:
+        """Whether it is for a version that only challenges."""
+        batch = request.url.path.endswith("-batch")
+        versions = [each.version for each, _ in unpack(body)] if batch else [int(request.query_params["version"])]
+        return self.challenger_version in versions
 
     def _answer(self, request: Request, body: bytes) -> Response:
         _, trunks, trunk_id, call = request.url.path.split("/")
@@ -57,8 +89,12 @@ class FakeServe:
             return JSONResponse({"answers": [answer for _, answer in answers]})
         assert call == "predict"
         query = request.query_params
-        status, answer = self._predict(trunk_id, query["model"], int(query["version"]), int(query["top_k"]), body)
-        return JSONResponse(answer, status)
+        model = query["model"]
+        status, answer = self._predict(trunk_id, model, int(query["version"]), int(query["top_k"]), body)
+        challenger = request.headers.get(CHALLENGER_HEADER)
+        if status != 200 or challenger is None or not self.knows_challengers:
+            return JSONResponse(answer, status)
+        return StreamingResponse(self._lines(answer, body, model, int(challenger)), media_type=NDJSON)
 
     def _predict(
         self, trunk_id: str, model: str, version: int, top_k: int, image: bytes
@@ -70,10 +106,23 @@ class FakeServe:
             details = {"reason": "not_an_image"}
             return 422, {"code": "image_rejected", "message": "the file is not an image", "details": details}
         ranked = [
-            {"label": f"{image.decode()} by {model} v{version}", "probability": 0.75, "index": 1},
+            {"label": self._label(image, model, version), "probability": 0.75, "index": 1},
             {"label": "other", "probability": 0.25, "index": 0},
         ]
         return 200, {"predictions": ranked[:top_k]}
+
+    def _label(self, body: bytes, model: str, version: int) -> str:
+        return self.opinions.get((model, version), f"{body.decode()} by {model} v{version}")
+
+    async def _lines(self, answer: dict, body: bytes, model: str, challenger: int) -> AsyncGenerator[str, None]:
+        self.challengers += 1
+        yield json.dumps(answer) + "\n"
+        while not self.challenger_gate.is_set():  # noqa: ASYNC110 - it is set by another thread
+            await asyncio.sleep(0.005)
+        if (model, challenger) in self.versions:
+            yield json.dumps({"label": self._label(body, model, challenger)}) + "\n"
+        else:
+            yield json.dumps({"label": None, "error": "not_found: no such version"}) + "\n"
 
 
 def proxy_busy() -> Response:

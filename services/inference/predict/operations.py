@@ -1,16 +1,31 @@
 """Predicting: one question to a replica for each image, a bounded number at a time, all within one deadline."""
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import structlog
 
 from services.contracts.errors import CallerError, NotFound, Overloaded
-from services.contracts.predictions import ImageFailed, ImagePredicted, ImageResult, PredictResponse
+from services.contracts.predictions import (
+    ImageFailed,
+    ImagePredicted,
+    ImageResult,
+    Prediction,
+    PredictResponse,
+    StreamedFailed,
+    StreamedPredicted,
+    StreamEnded,
+    StreamStarted,
+)
+from services.inference.predict.choosing import Chosen, choose
 from services.inference.predict.inputs import ImageInput
+from services.inference.predict.measures import count_answer
 from services.inference.predict.queries import ServedVersion, VersionChoice
 from services.inference.predict.resolution import Resolver
+from services.inference.predict.shadows import Shadows
 from services.inference.replicas import Replicas
 
 IMAGES_AT_ONCE = 16
@@ -25,47 +40,119 @@ class Predictor:
 
     resolver: Resolver
     replicas: Replicas
+    shadows: Shadows
     deadline_s: float
     """Seconds that a request may take, waiting for a replica included."""
 
-    async def predict(self, choice: VersionChoice, images: Sequence[ImageInput], top_k: int) -> PredictResponse:
+    async def predict(
+        self, choice: VersionChoice, images: Sequence[ImageInput], top_k: int, request_id: str
+    ) -> PredictResponse:
         """Every image's predictions, in order. An image that cannot be used is an `ImageFailed` among the others.
+
+        One version answers all of them; of an alias that is split, the one that `request_id` chooses.
 
         Raises:
             NotFound: no such model, version or alias.
             CallerError: the only image cannot be used; as `ImageRejected` where its bytes are at fault.
             ModelLoading, Overloaded, ObjectStoreUnavailable, DatabaseUnavailable: try again later.
         """
-        deadline = asyncio.get_running_loop().time() + self.deadline_s
-        served = await self.resolver.resolve(choice)
+        deadline = self._deadline()
+        chosen = choose(await self.resolver.resolve(choice), choice, request_id)
+        served = chosen.served
+        results: dict[int, ImageResult] = {}
+        async with aclosing(self._answers(chosen, images, top_k, deadline)) as answers:
+            async for index, answer in answers:
+                if isinstance(answer, CallerError) and len(images) == 1:
+                    raise answer
+                results[index] = _result(images[index], answer)
+        in_order = [results[index] for index in range(len(images))]
+        _log_answered(served, in_order)
+        return PredictResponse(model_name=served.model_name, version=served.version, results=in_order)
+
+    async def stream(
+        self, choice: VersionChoice, images: Sequence[ImageInput], top_k: int, request_id: str
+    ) -> AsyncGenerator[StreamStarted | StreamedPredicted | StreamedFailed | StreamEnded, None]:
+        """The lines of a streamed answer: each image as soon as it is ready, whatever its place in the request.
+
+        The first line waits for the first image, so that a request that cannot be answered at all raises before any.
+        Closing the generator stops the work.
+
+        Raises:
+            NotFound: no such model, version or alias.
+            ModelLoading, Overloaded, ObjectStoreUnavailable, DatabaseUnavailable: try again later; images whose lines
+                have come are answered.
+        """
+        deadline = self._deadline()
+        chosen = choose(await self.resolver.resolve(choice), choice, request_id)
+        served = chosen.served
+        results: list[ImageResult] = []
+        async with aclosing(self._answers(chosen, images, top_k, deadline)) as answers:
+            async for index, answer in answers:
+                if not results:
+                    yield StreamStarted(model_name=served.model_name, version=served.version, image_count=len(images))
+                results.append(_result(images[index], answer))
+                yield _line(index, results[-1])
+        _log_answered(served, results)
+        yield StreamEnded(failed_count=sum(isinstance(each, ImageFailed) for each in results))
+
+    def _deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self.deadline_s
+
+    async def _answers(
+        self, chosen: Chosen, images: Sequence[ImageInput], top_k: int, deadline: float
+    ) -> AsyncGenerator[tuple[int, list[Prediction] | CallerError], None]:
+        """Each image's place and its predictions, or why it cannot be used, as they get ready.
+
+        What concerns the whole request is raised; then, and when the generator is closed, the rest is cancelled.
+        """
         slots = asyncio.Semaphore(IMAGES_AT_ONCE)
 
-        async def result_of(image: ImageInput) -> ImageResult:
+        async def answer_of(index: int, image: ImageInput) -> tuple[int, list[Prediction] | CallerError]:
             try:
                 async with slots:
-                    return await self._ask(served, image, top_k, deadline)
+                    return index, await self._ask(chosen, image, top_k, deadline)
+            except NotFound:
+                raise
             except CallerError as error:
-                if len(images) == 1 or isinstance(error, NotFound):
-                    raise
-                return ImageFailed(image=image.name, code=error.code, message=error.message)
+                return index, error
 
-        tasks = [asyncio.create_task(result_of(image)) for image in images]
+        tasks = [asyncio.create_task(answer_of(index, image)) for index, image in enumerate(images)]
         try:
-            results = await asyncio.gather(*tasks)
+            for ready in asyncio.as_completed(tasks):
+                yield await ready
         finally:
             for task in tasks:
                 task.cancel()
-        failed = sum(isinstance(each, ImageFailed) for each in results)
-        log.debug(
-            "predict.answered", model=served.model_name, version=served.version, images=len(results), failed=failed
-        )
-        return PredictResponse(model_name=served.model_name, version=served.version, results=results)
+            # They read from the request's files, which are closed next.
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _ask(self, served: ServedVersion, image: ImageInput, top_k: int, deadline: float) -> ImagePredicted:
+    async def _ask(self, chosen: Chosen, image: ImageInput, top_k: int, deadline: float) -> list[Prediction]:
         try:
             async with asyncio.timeout_at(deadline):
                 data = await image.read()
         except TimeoutError as error:
             raise Overloaded(f"{image.name!r} could not be read within {self.deadline_s:g} s: try again") from error
-        predictions = await self.replicas.predict(served, data, top_k, deadline)
-        return ImagePredicted(image=image.name, predictions=predictions)
+        started_s = time.perf_counter()
+        if chosen.shadow is None:
+            predictions = await self.replicas.predict(chosen.served, data, top_k, deadline)
+        else:
+            predictions = await self.shadows.predict(chosen, chosen.shadow, data, top_k, deadline)
+        count_answer(chosen, time.perf_counter() - started_s)
+        return predictions
+
+
+def _result(image: ImageInput, answer: list[Prediction] | CallerError) -> ImageResult:
+    if isinstance(answer, CallerError):
+        return ImageFailed(image=image.name, code=answer.code, message=answer.message)
+    return ImagePredicted(image=image.name, predictions=answer)
+
+
+def _line(index: int, result: ImageResult) -> StreamedPredicted | StreamedFailed:
+    if isinstance(result, ImageFailed):
+        return StreamedFailed(index=index, image=result.image, code=result.code, message=result.message)
+    return StreamedPredicted(index=index, image=result.image, predictions=result.predictions)
+
+
+def _log_answered(served: ServedVersion, results: Sequence[ImageResult]) -> None:
+    failed = sum(isinstance(each, ImageFailed) for each in results)
+    log.debug("predict.answered", model=served.model_name, version=served.version, images=len(results), failed=failed)

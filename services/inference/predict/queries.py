@@ -28,34 +28,57 @@ class ServedVersion:
     trunk_id: TrunkId
 
 
-async def find_version(session: AsyncSession, choice: VersionChoice) -> ServedVersion:
-    """The version that is meant. Deleted versions do not exist.
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a choice means: a version, and for an alias perhaps another one beside it."""
 
-    Raises `NotFound`, whose message says whether it is the model, the version or the alias that is missing.
+    main: ServedVersion
+    split: ServedVersion | None = None
+    """Answers `split_weight` of the requests in place of `main`."""
+    split_weight: float = 0.0
+    shadow: ServedVersion | None = None
+    """Is scored on the images that `main` answers."""
+
+
+async def find_target(session: AsyncSession, choice: VersionChoice) -> Target:
+    """What is meant. Deleted versions do not exist; a shadow that does not exist is left out.
+
+    Raises `NotFound`, whose message says whether it is the model, a version or the alias that is missing.
     """
-    number = choice.version if choice.alias is None else await _version_of_alias(session, choice)
-    rows = (
-        select(ModelVersionRow.version, ModelVersionRow.trunk_id)
-        .where(ModelVersionRow.model_name == choice.model_name, ModelVersionRow.deleted_at.is_(None))
-        .order_by(ModelVersionRow.version.desc())
-        .limit(1)
-    )
-    wanted = rows if number is None else rows.where(ModelVersionRow.version == number)
-    found = (await session.execute(wanted)).one_or_none()
-    if found is not None:
-        return ServedVersion(choice.model_name, found.version, TrunkId(found.trunk_id))
-    if number is None or (await session.execute(rows)).one_or_none() is None:
-        raise NotFound(f"there is no model {choice.model_name!r}", {"model_name": choice.model_name})
-    raise NotFound(
-        f"model {choice.model_name!r} has no version {number}", {"model_name": choice.model_name, "version": number}
-    )
-
-
-async def _version_of_alias(session: AsyncSession, choice: VersionChoice) -> int:
+    if choice.alias is None:
+        return Target(await _find_version(session, choice.model_name, choice.version))
     row = await session.get(ModelAliasRow, (choice.model_name, choice.alias))
     if row is None:
         raise NotFound(
             f"model {choice.model_name!r} has no alias {choice.alias!r}",
             {"model_name": choice.model_name, "alias": choice.alias},
         )
-    return row.version
+    main = await _find_version(session, choice.model_name, row.version)
+    if row.split_version is not None and row.split_weight is not None:
+        split = await _find_version(session, choice.model_name, row.split_version)
+        return Target(main, split=split, split_weight=row.split_weight)
+    if row.shadow_version is not None:
+        return Target(main, shadow=await _get_version(session, choice.model_name, row.shadow_version))
+    return Target(main)
+
+
+async def _find_version(session: AsyncSession, model_name: str, number: int | None) -> ServedVersion:
+    found = await _get_version(session, model_name, number)
+    if found is not None:
+        return found
+    if number is None or await _get_version(session, model_name, None) is None:
+        raise NotFound(f"there is no model {model_name!r}", {"model_name": model_name})
+    raise NotFound(f"model {model_name!r} has no version {number}", {"model_name": model_name, "version": number})
+
+
+async def _get_version(session: AsyncSession, model_name: str, number: int | None) -> ServedVersion | None:
+    """The version, or the latest for None; None where it does not exist."""
+    query = (
+        select(ModelVersionRow.version, ModelVersionRow.trunk_id)
+        .where(ModelVersionRow.model_name == model_name, ModelVersionRow.deleted_at.is_(None))
+        .order_by(ModelVersionRow.version.desc())
+        .limit(1)
+    )
+    wanted = query if number is None else query.where(ModelVersionRow.version == number)
+    found = (await session.execute(wanted)).one_or_none()
+    return None if found is None else ServedVersion(model_name, found.version, TrunkId(found.trunk_id))

@@ -168,13 +168,18 @@ class ModelVersionRow(Base):
 
 
 class ModelAliasRow(Base):
-    """A name for a version, e.g. `production`."""
+    """A name for a version, e.g. `production` (`contracts.aliases.ModelAlias`)."""
 
     __tablename__ = "model_aliases"
 
     model_name: Mapped[str] = mapped_column(String(64), primary_key=True)
     alias: Mapped[str] = mapped_column(String(64), primary_key=True)
     version: Mapped[int] = mapped_column(Integer)
+    split_version: Mapped[int | None] = mapped_column(Integer)
+    """Answers `split_weight` of the requests; both are null, or neither."""
+    split_weight: Mapped[float | None] = mapped_column(Double)
+    shadow_version: Mapped[int | None] = mapped_column(Integer)
+    """Scored beside `version`; never with a split."""
     updated_at: Mapped[datetime]
 
 

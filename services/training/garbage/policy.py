@@ -87,7 +87,7 @@ class SeenModel:
     name: str
     versions: tuple[SeenVersion, ...]
     aliased: frozenset[int]
-    """Versions that aliases refer to."""
+    """Versions that aliases refer to, in any role."""
     is_readable: bool
 
 

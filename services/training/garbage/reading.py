@@ -52,7 +52,7 @@ class Survey:
                 )
             )
         self.problems.extend(reader.problems)
-        aliased = frozenset(alias.version for alias in found.aliases if alias.version is not None)
+        aliased = frozenset(version for alias in found.aliases for version in alias.versions)
         return SeenModel(name, tuple(versions), aliased, is_readable=not reader.problems)
 
     # --- garbage --------------------------------------------------------------------------------------------------

@@ -11,12 +11,14 @@ from datetime import datetime
 from sqlalchemy import select
 
 from services.contracts import names
+from services.contracts.aliases import AliasRecord
 from services.contracts.base import utc_now
 from services.contracts.errors import NotFound
-from services.contracts.models import AliasRecord, VersionDeletion
+from services.contracts.models import VersionDeletion
 from services.runtime.database.tables import ModelAliasRow, ModelVersionRow
 from services.runtime.objects import ObjectStore
 from services.training.context import Training
+from services.training.models.queries import shadow_of, split_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,13 @@ def write_alias(store: ObjectStore, key: str, alias: str, row: ModelAliasRow | N
             return True
         record = AliasRecord(alias=alias, version=None, updated_at=utc_now())
     else:
-        record = AliasRecord(alias=alias, version=row.version, updated_at=row.updated_at)
+        record = AliasRecord(
+            alias=alias,
+            version=row.version,
+            split=split_of(row),
+            shadow=shadow_of(row),
+            updated_at=row.updated_at,
+        )
         if standing is not None and standing.record == record:
             return True
     data = record.model_dump_json().encode()

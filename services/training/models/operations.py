@@ -3,12 +3,14 @@
 import asyncio
 from datetime import timedelta
 
+from pydantic import JsonValue
 from sqlalchemy.exc import IntegrityError
 
 from services.contracts import names
+from services.contracts.aliases import AliasChange, AliasShadow, AliasSplit, ModelAlias, shown_target
 from services.contracts.base import utc_now
 from services.contracts.errors import CallerError, Conflict, NotFound
-from services.contracts.models import AliasChange, Model, ModelAlias, ModelVersion
+from services.contracts.models import Model, ModelVersion
 from services.contracts.pages import Page
 from services.runtime.database.tables import ModelAliasRow
 from services.training.context import Training
@@ -43,11 +45,11 @@ async def get_version(training: Training, name: str, version: int) -> ModelVersi
 
 
 async def put_alias(training: Training, name: str, alias: str, change: AliasChange) -> ModelAlias:
-    """Points an alias at a version, if it refers to what the caller expects.
+    """Points an alias at a version, and at the one beside it, if it refers to what the caller expects.
 
     Raises:
-        NotFound: no such version.
-        Conflict: the alias refers to another version than expected; `details` has which (0: none).
+        NotFound: one of the versions is not there.
+        Conflict: the alias refers to something else than expected; `details` has what (version 0: nothing).
         CallerError: `latest`, which is always the newest version.
     """
     if alias == RESERVED_ALIAS:
@@ -64,29 +66,47 @@ async def put_alias(training: Training, name: str, alias: str, change: AliasChan
 
 async def _move_alias(training: Training, name: str, alias: str, change: AliasChange) -> ModelAlias:
     async with training.database.transaction() as session:
-        # Locked, so that the version cannot be deleted in between.
-        await queries.get_version_row(session, name, change.version, lock=True)
+        # Locked, so that none can be deleted in between; in order, so that two changes never wait for each other.
+        for version in sorted((change.version, *change.others)):
+            await queries.get_version_row(session, name, version, lock=True)
         row = await queries.find_alias(session, name, alias, lock=True)
-        actual = 0 if row is None else row.version
-        if change.expected_version is not None and change.expected_version != actual:
-            # Repeating a change whose answer got lost is no conflict.
-            if actual == change.version and row is not None:
-                return queries.to_alias(row)
-            now = "does not exist" if actual == 0 else f"refers to version {actual}"
-            raise Conflict(
-                f"the alias {alias!r} of model {name!r} {now}, not to version {change.expected_version}: "
-                "look again before you move it",
-                {"actual_version": actual},
-            )
+        actual = None if row is None else queries.to_alias(row)
+        is_there = actual is not None and _target(actual) == change.target
+        # Repeating a change whose answer got lost is no conflict.
+        if not is_there and not _is_expected(actual, change):
+            raise _moved(name, alias, actual, change)
         if row is None:
-            row = ModelAliasRow(model_name=name, alias=alias, version=change.version, updated_at=utc_now())
+            row = ModelAliasRow(model_name=name, alias=alias)
+            queries.point(row, *change.target, utc_now())
             session.add(row)
-        elif row.version != change.version:
-            row.version = change.version
+        elif not is_there:
             # Later than before on every clock: a restore tells the newer record by it.
-            row.updated_at = max(utc_now(), row.updated_at + timedelta(microseconds=1))
+            later = max(utc_now(), row.updated_at + timedelta(microseconds=1))
+            queries.point(row, *change.target, later)
         await session.flush()
         return queries.to_alias(row)
+
+
+def _target(alias: ModelAlias) -> tuple[int, AliasSplit | None, AliasShadow | None]:
+    return alias.version, alias.split, alias.shadow
+
+
+def _is_expected(actual: ModelAlias | None, change: AliasChange) -> bool:
+    if change.expected is not None:
+        return actual is not None and _target(actual) == change.expected.target
+    version = 0 if actual is None else actual.version
+    return change.expected_version is None or change.expected_version == version
+
+
+def _moved(name: str, alias: str, actual: ModelAlias | None, change: AliasChange) -> Conflict:
+    now = "does not exist" if actual is None else f"refers to {shown_target(actual)}"
+    expected = f"version {change.expected_version}" if change.expected is None else shown_target(change.expected)
+    details: dict[str, JsonValue] = {"actual_version": 0 if actual is None else actual.version}
+    if actual is not None and change.expected is not None:
+        details["actual"] = actual.model_dump(mode="json", include={"version", "split", "shadow"})
+    return Conflict(
+        f"the alias {alias!r} of model {name!r} {now}, not to {expected}: look again before you move it", details
+    )
 
 
 async def delete_alias(training: Training, name: str, alias: str) -> None:

@@ -5,9 +5,10 @@ from datetime import datetime
 from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from services.contracts.aliases import MAX_VERSION, AliasShadow, AliasSplit, ModelAlias
 from services.contracts.errors import NotFound
 from services.contracts.ids import TrunkId
-from services.contracts.models import MAX_VERSION, Model, ModelAlias, ModelManifest, ModelVersion
+from services.contracts.models import Model, ModelManifest, ModelVersion
 from services.contracts.pages import Page
 from services.runtime.database.tables import ModelAliasRow, ModelVersionRow
 from services.training import cursors
@@ -95,8 +96,11 @@ async def find_alias(session: AsyncSession, name: str, alias: str, *, lock: bool
 
 
 async def list_aliases_of(session: AsyncSession, name: str, version: int) -> list[str]:
-    """The aliases that refer to a version."""
-    query = select(ModelAliasRow.alias).where(ModelAliasRow.model_name == name, ModelAliasRow.version == version)
+    """The aliases that refer to a version, in any role."""
+    roles = (ModelAliasRow.version, ModelAliasRow.split_version, ModelAliasRow.shadow_version)
+    query = select(ModelAliasRow.alias).where(
+        ModelAliasRow.model_name == name, or_(*(role == version for role in roles))
+    )
     return list(await session.scalars(query.order_by(ModelAliasRow.alias)))
 
 
@@ -148,7 +152,31 @@ def to_version(row: ModelVersionRow) -> ModelVersion:
 
 def to_alias(row: ModelAliasRow) -> ModelAlias:
     """The row as the API shows it."""
-    return ModelAlias(alias=row.alias, version=row.version, updated_at=row.updated_at)
+    return ModelAlias(
+        alias=row.alias, version=row.version, split=split_of(row), shadow=shadow_of(row), updated_at=row.updated_at
+    )
+
+
+def split_of(row: ModelAliasRow) -> AliasSplit | None:
+    """The version that answers a share of the requests, if there is one."""
+    if row.split_version is None or row.split_weight is None:
+        return None
+    return AliasSplit(version=row.split_version, weight=row.split_weight)
+
+
+def shadow_of(row: ModelAliasRow) -> AliasShadow | None:
+    """The challenger, if there is one."""
+    return None if row.shadow_version is None else AliasShadow(version=row.shadow_version)
+
+
+def point(
+    row: ModelAliasRow, version: int, split: AliasSplit | None, shadow: AliasShadow | None, updated_at: datetime
+) -> None:
+    """Makes the alias refer to these versions and no others."""
+    row.version = version
+    row.split_version, row.split_weight = (None, None) if split is None else (split.version, split.weight)
+    row.shadow_version = None if shadow is None else shadow.version
+    row.updated_at = updated_at
 
 
 def _is_name(name: str) -> bool:

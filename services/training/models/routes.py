@@ -4,9 +4,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
+from services.contracts.aliases import AliasChange, ModelAlias
 from services.contracts.base import ResourceName
 from services.contracts.errors import CallerError, Conflict, NotFound
-from services.contracts.models import AliasChange, Model, ModelAlias, ModelVersion
+from services.contracts.models import Model, ModelVersion
 from services.contracts.pages import Page
 from services.runtime.problems import problem_responses
 from services.training.context import Reader, Trainer, TrainingContext
@@ -63,7 +64,10 @@ async def get_model_version(
     responses=problem_responses(NotFound, Conflict),
 )
 async def delete_model_version(training: TrainingContext, _principal: Trainer, model_name: str, version: int) -> None:
-    """It is no longer shown or served, and its number is never used again. A version with an alias stays."""
+    """It is no longer shown or served, and its number is never used again.
+
+    A version that an alias refers to stays, whether it answers or is only scored.
+    """
     await operations.delete_version(training, model_name, version)
 
 
@@ -75,7 +79,11 @@ async def delete_model_version(training: TrainingContext, _principal: Trainer, m
 async def put_model_alias(
     training: TrainingContext, _principal: Trainer, model_name: str, alias: Alias, body: AliasChange
 ) -> ModelAlias:
-    """Promotes or rolls back. With `expected_version` only if nobody else has moved the alias since."""
+    """Promotes or rolls back, only if nobody else has moved the alias since where the body says what it refers to.
+
+    A second version may stand beside the first: with `split` it answers a share of the requests, with `shadow` it is
+    scored on the same images and never answers. A body without either ends what there was.
+    """
     return await operations.put_alias(training, model_name, alias, body)
 
 

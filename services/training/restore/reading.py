@@ -10,6 +10,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from services.contracts import names
+from services.contracts.aliases import AliasRecord
 from services.contracts.datasets import Dataset
 from services.contracts.errors import CorruptObject, NotFound, SourceUnreadable
 from services.contracts.ids import DatasetId, JobId, TrunkId
@@ -21,7 +22,7 @@ from services.contracts.jobs import (
     JobRecord,
     ProgressRecord,
 )
-from services.contracts.models import AliasRecord, ModelManifest, TrunkManifest, VersionClaim, VersionDeletion
+from services.contracts.models import ModelManifest, TrunkManifest, VersionClaim, VersionDeletion
 from services.runtime.objects import ObjectStore
 
 Parsed = TypeVar("Parsed")

@@ -6,9 +6,9 @@ from enum import StrEnum
 from sqlalchemy import delete
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from services.contracts.aliases import AliasRecord
 from services.contracts.datasets import Dataset, DatasetState
 from services.contracts.jobs import JobState
-from services.contracts.models import AliasRecord
 from services.runtime.database.tables import DatasetRow, JobEventRow, JobRow, ModelAliasRow, ModelVersionRow
 from services.training.datasets import queries as dataset_queries
 from services.training.jobs import queries as job_queries
@@ -94,15 +94,13 @@ async def write_alias(session: AsyncSession, model_name: str, record: AliasRecor
             return Written.LEFT_OUT
         await session.delete(row)
         return Written.BROUGHT_FORWARD
-    version = await session.get(ModelVersionRow, (model_name, record.version))
-    if version is None or version.deleted_at is not None:
-        raise LookupError(f"refers to version {record.version}, which could not be restored")
+    for number in record.versions:
+        version = await session.get(ModelVersionRow, (model_name, number))
+        if version is None or version.deleted_at is not None:
+            raise LookupError(f"refers to version {number}, which could not be restored")
+    written = Written.ADDED if row is None else Written.BROUGHT_FORWARD
     if row is None:
-        session.add(
-            ModelAliasRow(
-                model_name=model_name, alias=record.alias, version=record.version, updated_at=record.updated_at
-            )
-        )
-        return Written.ADDED
-    row.version, row.updated_at = record.version, record.updated_at
-    return Written.BROUGHT_FORWARD
+        row = ModelAliasRow(model_name=model_name, alias=record.alias)
+        session.add(row)
+    model_queries.point(row, record.version, record.split, record.shadow, record.updated_at)
+    return written

@@ -26,8 +26,8 @@ class Road:
         return [ValueError(each.model) if each.image == b"bad" else f"to {each.model}" for each in parcels]
 
 
-def parcel(model: str, image: bytes = b"image", *, alone: bool = False) -> Parcel:
-    return Parcel(model, 1, 5, image, deadline=0.0, alone=alone)
+def parcel(model: str, image: bytes = b"image") -> Parcel:
+    return Parcel(model, 1, 5, image, deadline=0.0)
 
 
 def make(road: Road, calls_at_once: int = 1, max_waiting: int = 100) -> Courier[str]:
@@ -64,22 +64,40 @@ async def test_a_batch_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(courier, "MAX_BATCH_BYTES", 10)
     road = Road()
     carrier = make(road)
-    sizes = [1, 1, 1, 1, 6, 5, 99]
+    sizes = {"a": 1, "b": 1, "c": 1, "d": 4, "e": 4, "f": 4, "g": 99}
     tasks = await asked(carrier, [parcel("first")])
-    tasks += await asked(carrier, [parcel(str(size), bytes(size)) for size in sizes])
+    tasks += await asked(carrier, [parcel(name, bytes(size)) for name, size in sizes.items()])
     road.open.set()
     await asyncio.gather(*tasks)
-    assert road.calls == [["first"], ["1", "1", "1"], ["1", "6"], ["5"], ["99"]]
+    assert road.calls == [["first"], ["a", "b", "c"], ["d", "e", "f"], ["g"]]
 
 
-async def test_what_may_bring_a_replica_down_goes_alone() -> None:
+async def test_what_may_bring_a_replica_down_goes_alone_and_at_once() -> None:
     road = Road()
     carrier = make(road)
     tasks = await asked(carrier, [parcel("first")])
-    tasks += await asked(carrier, [parcel("a"), parcel("b", alone=True), parcel("c"), parcel("d")])
+    tasks += await asked(carrier, [parcel("a"), parcel("c")])
+    alone = asyncio.create_task(carrier.ask_alone(parcel("b", b"bad")))
+    await asyncio.sleep(0)
+    assert road.calls == [["first"], ["b"]]
     road.open.set()
     await asyncio.gather(*tasks)
-    assert road.calls == [["first"], ["a"], ["b"], ["c", "d"]]
+    with pytest.raises(ValueError, match="b"):
+        await alone
+    assert road.calls == [["first"], ["b"], ["a", "c"]]
+
+
+async def test_models_take_turns_and_the_one_that_floods_is_refused() -> None:
+    road = Road()
+    carrier = make(road, max_waiting=4)
+    tasks = await asked(carrier, [parcel("under way")])
+    flood = await asked(carrier, [parcel("flood") for _ in range(4)])
+    other = await asked(carrier, [parcel("other")])
+    road.open.set()
+    answers = await asyncio.gather(*tasks, *other, *flood, return_exceptions=True)
+    assert answers[1] == "to other"
+    assert [isinstance(answer, Overloaded) for answer in answers] == [False] * 5 + [True]
+    assert road.calls == [["under way"], ["flood", "other", "flood", "flood"]]
 
 
 async def test_an_images_error_is_its_own_and_a_calls_is_everyones() -> None:
@@ -104,7 +122,7 @@ async def test_more_than_may_wait_are_refused_at_once() -> None:
     tasks = await asked(carrier, [parcel("under way")])
     tasks += await asked(carrier, [parcel("a"), parcel("b")])
     with pytest.raises(Overloaded):
-        await carrier.ask(parcel("c"))
+        await carrier.ask(parcel("a"))
     road.open.set()
     assert len(await asyncio.gather(*tasks)) == 3
 

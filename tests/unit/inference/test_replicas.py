@@ -5,7 +5,7 @@ import pytest
 
 from services.contracts.errors import ImageRejected, InternalError, NotFound, ObjectStoreUnavailable, Overloaded
 from services.contracts.predictions import Prediction
-from services.inference.replicas import NotUp, read_answer, read_answers
+from services.inference.replica_answers import NotUp, read_answer, read_answers
 
 
 def replica(status: int, code: str) -> httpx2.Response:

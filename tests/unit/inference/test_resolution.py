@@ -4,7 +4,7 @@ import pytest
 
 from services.contracts.errors import NotFound
 from services.contracts.ids import TrunkId
-from services.inference.predict.queries import ServedVersion, VersionChoice
+from services.inference.predict.queries import ServedVersion, Target, VersionChoice
 from services.inference.predict.resolution import CACHE_SIZE, Resolver
 
 LATEST = VersionChoice("flowers")
@@ -18,11 +18,11 @@ class Registry:
         self.asked = 0
         self.now = 100.0
 
-    async def look_up(self, choice: VersionChoice) -> ServedVersion:
+    async def look_up(self, choice: VersionChoice) -> Target:
         self.asked += 1
         if self.latest is None:
             raise NotFound("nothing")
-        return ServedVersion(choice.model_name, choice.version or self.latest, TrunkId("t"))
+        return Target(ServedVersion(choice.model_name, choice.version or self.latest, TrunkId("t")))
 
 
 @pytest.fixture
@@ -38,17 +38,17 @@ def resolver(registry: Registry) -> Resolver:
 async def test_a_burst_asks_once_and_a_new_version_is_seen_after_a_second(
     registry: Registry, resolver: Resolver
 ) -> None:
-    assert [(await resolver.resolve(LATEST)).version for _ in range(50)] == [1] * 50
+    assert [(await resolver.resolve(LATEST)).main.version for _ in range(50)] == [1] * 50
     assert registry.asked == 1
     registry.latest = 2
     registry.now += 1
-    assert (await resolver.resolve(LATEST)).version == 2
+    assert (await resolver.resolve(LATEST)).main.version == 2
 
 
 async def test_choices_are_kept_apart(resolver: Resolver) -> None:
     choices = [LATEST, VersionChoice("flowers", version=7), VersionChoice("base")]
-    assert [(await resolver.resolve(choice)).version for choice in choices] == [1, 7, 1]
-    assert (await resolver.resolve(choices[2])).model_name == "base"
+    assert [(await resolver.resolve(choice)).main.version for choice in choices] == [1, 7, 1]
+    assert (await resolver.resolve(choices[2])).main.model_name == "base"
 
 
 async def test_what_was_not_found_is_asked_again(registry: Registry, resolver: Resolver) -> None:
@@ -56,7 +56,7 @@ async def test_what_was_not_found_is_asked_again(registry: Registry, resolver: R
     with pytest.raises(NotFound):
         await resolver.resolve(LATEST)
     registry.latest = 1
-    assert (await resolver.resolve(LATEST)).version == 1
+    assert (await resolver.resolve(LATEST)).main.version == 1
 
 
 async def test_memory_is_bounded(registry: Registry, resolver: Resolver) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from ray_cluster.predict.labelling import Labeller, ShardResult, label_shard
 from ray_cluster.predict.snapshot import Shard
-from ray_cluster.serve.classifier import Classifier, Question
+from ray_cluster.serve.classifier import Answer, Classifier, Question
 from ray_cluster.train.read_ahead import Wanted
 from ray_cluster.vision import images
 from services.contracts import names
@@ -29,7 +29,9 @@ def test_images_are_labelled_as_serving_labels_them(tmp_path: Path) -> None:
     assert [image.path for image in result.labelled] == sorted(files)
     served = Classifier([MeanColour()], SIZE)
     for image in result.labelled:
-        assert served.answer([Question(files[image.path], BY_COLOUR, 2)]) == [image.predictions]
+        (answer,) = served.answer([Question(files[image.path], BY_COLOUR, 2)])
+        assert isinstance(answer, Answer)
+        assert answer.predictions == image.predictions
         assert image.predictions[0].label == image.path.removesuffix(".png")
         assert len(image.predictions) == 2
         assert image.sha256 == hashlib.sha256(files[image.path]).hexdigest()

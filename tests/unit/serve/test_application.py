@@ -8,6 +8,7 @@ from ray import serve
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 
 from ray_cluster.serve.application import build
+from ray_cluster.serve.service import MAX_BATCH
 from services.contracts.serving import IMPORT_PATH, TrunkApplicationArgs
 
 ARGS = {"trunk_id": "a" * 64, "bucket_uri": "file:///tmp/bucket"}
@@ -49,5 +50,12 @@ def test_a_fixed_number_of_replicas_or_autoscaling() -> None:
     fixed = deployment_of(min_replicas=2, max_replicas=2)
     assert fixed.num_replicas == 2
     assert fixed._deployment_config.autoscaling_config is None
-    scaled = deployment_of(min_replicas=1, max_replicas=5)._deployment_config.autoscaling_config
-    assert (scaled.min_replicas, scaled.max_replicas) == (1, 5)
+    scaled = deployment_of(min_replicas=1, max_replicas=5, target_ongoing_requests=9)._deployment_config
+    autoscaling = scaled.autoscaling_config
+    assert (autoscaling.min_replicas, autoscaling.max_replicas) == (1, 5)
+    assert autoscaling.target_ongoing_requests == 9
+
+
+def test_a_replica_takes_more_requests_than_wait_in_it_so_that_it_and_not_serve_decides_who_is_refused() -> None:
+    args = TrunkApplicationArgs.model_validate(ARGS)
+    assert args.max_ongoing_requests >= args.max_waiting_images + 8 * MAX_BATCH

@@ -4,7 +4,8 @@ import asyncio
 import io
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 
 import httpx2
@@ -13,18 +14,38 @@ import pytest
 from PIL import Image
 from starlette.requests import Request
 
-from ray_cluster.serve.service import STUCK_AFTER_S, TrunkService
+from ray_cluster.serve.service import CHALLENGERS_AT_ONCE, STUCK_AFTER_S, TrunkService
 from ray_cluster.vision.tails import Tail
 from services.contracts import names
 from services.contracts.errors import InternalError
-from services.contracts.serving import ReplicaAnswers, ReplicaError, ReplicaPrediction, ReplicaQuestion, pack
+from services.contracts.predictions import NDJSON
+from services.contracts.serving import (
+    CHALLENGER_HEADER,
+    ReplicaAnswers,
+    ReplicaError,
+    ReplicaPrediction,
+    ReplicaQuestion,
+    ReplicaScore,
+    pack,
+)
 from services.runtime.objects import ObjectStore, open_store
+from tests.servers.exchange import Exchange, exchange
 from tests.servers.published import made_up_trunk, publish, random_tail
 
 FEATURES = 3
 TRUNK = made_up_trunk(FEATURES)
 COLOURS = ["red", "green", "blue"]
 BY_COLOUR = Tail(np.eye(3, dtype=np.float32) / 8, np.zeros(3, np.float32))
+
+
+def app_of(service: TrunkService) -> Callable[..., Awaitable[None]]:
+    """The service as Serve runs it."""
+
+    async def app(scope: dict, receive: object, send: object) -> None:
+        response = await service.handle(Request(scope, receive))
+        await response(scope, receive, send)
+
+    return app
 
 
 class MeanColour:
@@ -68,11 +89,7 @@ def service(store: ObjectStore, engine: MeanColour) -> TrunkService:
 
 @pytest.fixture
 async def client(service: TrunkService) -> AsyncIterator[httpx2.AsyncClient]:
-    async def app(scope: dict, receive: object, send: object) -> None:
-        response = await service.handle(Request(scope, receive))
-        await response(scope, receive, send)
-
-    transport = httpx2.ASGITransport(app=app)
+    transport = httpx2.ASGITransport(app=app_of(service))
     async with httpx2.AsyncClient(transport=transport, base_url=f"http://replica/trunks/{TRUNK.trunk_id}") as client:
         yield client
 
@@ -156,6 +173,31 @@ async def test_a_full_queue_is_a_503_with_retry_after(client: httpx2.AsyncClient
     assert int(refused.headers["retry-after"]) > 0
     engine.open.set()
     assert [best(await task) for task in (first, *waiting)] == ["red"] * 5
+
+
+async def test_a_model_that_floods_the_queue_is_refused_and_not_the_others(
+    client: httpx2.AsyncClient, engine: MeanColour, store: ObjectStore
+) -> None:
+    publish(store, TRUNK, "other", 1, BY_COLOUR, ["R", "G", "B"])
+    for model in ("colours", "other"):
+        await ask(client, picture((0, 0, 0)), model=model)
+    engine.started.clear()
+    engine.open.clear()
+    first = asyncio.create_task(ask(client, picture((255, 0, 0))))
+    assert await asyncio.to_thread(engine.started.wait, 10)
+    # Both versions of the model are one flood.
+    flood = [asyncio.create_task(ask(client, picture((255, 0, 0)), version=1 + n % 2)) for n in range(4)]
+    await asyncio.wait(flood, timeout=0.2)
+    others = [asyncio.create_task(ask(client, picture((0, 255, 0)), model="other")) for _ in range(2)]
+    async with asyncio.timeout(10):
+        while sum(task.done() for task in flood) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    refused, waiting = [task for task in flood if task.done()], [task for task in flood if not task.done()]
+    assert {(task.result().status_code, task.result().json()["code"]) for task in refused} == {(503, "overloaded")}
+    assert all(int(task.result().headers["retry-after"]) > 0 for task in refused)
+    engine.open.set()
+    assert [best(await task) for task in others] == ["G", "G"]
+    assert {best(await task) for task in (first, *waiting)} <= {"red", "rot"}
 
 
 @pytest.mark.parametrize(
@@ -261,3 +303,116 @@ async def test_a_hanging_engine_is_unhealthy(
     engine.open.set()
     assert best(await task) == "red"
     service.check_health()
+
+
+# --- challengers ---
+
+
+class HeldStore:
+    """A bucket whose manifest of one version is read once the gate is open."""
+
+    def __init__(self, store: ObjectStore, model_name: str, version: int) -> None:
+        self._store = store
+        self._key = names.model_manifest(model_name, version)
+        self.gate = threading.Event()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    def get(self, key: str) -> bytes:
+        assert key != self._key or self.gate.wait(10)
+        return self._store.get(key)
+
+
+class Stepped(MeanColour):
+    """An engine that does one batch for each permit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.permits = threading.Semaphore(0)
+        self.reached = threading.Event()
+
+    def features(self, images_BHWC: np.ndarray) -> np.ndarray:
+        self.reached.set()
+        assert self.permits.acquire(timeout=10)
+        return super().features(images_BHWC)
+
+
+def beside(service: TrunkService, image: bytes, challenger: object = 2) -> AbstractAsyncContextManager[Exchange]:
+    """A question to version 1 of `colours` with a challenger in its shadow."""
+    query: dict[str, object] = {"model": "colours", "version": 1, "top_k": 1}
+    return exchange(app_of(service), "/predict", query, content=image, headers={CHALLENGER_HEADER: str(challenger)})
+
+
+async def test_a_challenger_says_its_word_from_the_same_pass(service: TrunkService, engine: MeanColour) -> None:
+    async with beside(service, picture((0, 255, 0))) as answer:
+        first, second = await answer.rest()
+    assert (answer.status, answer.headers["content-type"]) == (200, NDJSON)
+    assert ReplicaPrediction.model_validate(first).predictions[0].label == "green"
+    assert ReplicaScore.model_validate(second) == ReplicaScore(label="grün")
+    assert engine.batches == [1]
+
+
+async def test_nobody_waits_until_a_challenger_is_loaded_and_only_so_many_are_begun(
+    store: ObjectStore, engine: MeanColour
+) -> None:
+    held = HeldStore(store, "colours", 2)
+    service = TrunkService(held, TRUNK, [engine], tail_cache_bytes=1_000_000, max_waiting=20)
+    async with AsyncExitStack() as stack:
+        answers = [
+            await stack.enter_async_context(beside(service, picture((255, 0, 0)))) for _ in range(CHALLENGERS_AT_ONCE)
+        ]
+        for answer in answers:
+            assert (await answer.line())["predictions"][0]["label"] == "red"
+        async with beside(service, picture((255, 0, 0))) as crowded:
+            prediction, score = await crowded.rest()
+        assert prediction["predictions"][0]["label"] == "red"
+        assert score == {"label": None, "dropped": True, "error": None}
+        held.gate.set()
+        assert [[line["label"] for line in await answer.rest()] for answer in answers] == [["rot"]] * len(answers)
+    async with beside(service, picture((255, 0, 0))) as answer:
+        assert (await answer.rest())[1]["label"] == "rot"
+
+
+async def test_under_load_challengers_are_dropped_first(store: ObjectStore) -> None:
+    engine = Stepped()
+    service = TrunkService(store, TRUNK, [engine], tail_cache_bytes=1_000_000, max_waiting=20)
+    async with beside(service, picture((0, 0, 255))) as first, AsyncExitStack() as stack:
+        await asyncio.to_thread(engine.reached.wait, 10)
+        rest = [await stack.enter_async_context(beside(service, picture((255, 0, 0)))) for _ in range(20)]
+        async with asyncio.timeout(10):
+            while service.waiting_share < 1:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        engine.permits.release()
+        prediction, score = await first.rest()
+        assert (prediction["predictions"][0]["label"], score["dropped"]) == ("blue", True)
+        engine.permits.release(4)
+        lines = [await answer.rest() for answer in rest]
+    assert [each[0]["predictions"][0]["label"] for each in lines] == ["red"] * 20
+    async with beside(service, picture((255, 0, 0))) as answer:
+        assert (await answer.rest())[1]["label"] == "rot"
+
+
+@pytest.mark.parametrize("challenger", [9, 3])
+async def test_a_challenger_that_cannot_be_used_is_named_on_its_own_line(
+    service: TrunkService, store: ObjectStore, challenger: int
+) -> None:
+    publish(store, TRUNK, "colours", 3, random_tail(FEATURES + 1, 3, seed=1), COLOURS)
+    async with beside(service, picture((0, 255, 0)), challenger) as answer:
+        first, second = await answer.rest()
+    assert first["predictions"][0]["label"] == "green"
+    assert second["label"] is None
+    assert second["error"].startswith("not_found" if challenger == 9 else "corrupt_object")
+
+
+async def test_what_cannot_be_answered_is_answered_as_without_a_challenger(service: TrunkService) -> None:
+    async with beside(service, b"no image") as answer:
+        assert (await answer.whole())["code"] == "image_rejected"
+    assert answer.status == 422
+
+
+@pytest.mark.parametrize("challenger", ["", "two", "0", "-1", "9" * 30])
+async def test_a_header_that_names_no_version_is_ignored(service: TrunkService, challenger: str) -> None:
+    async with beside(service, picture((0, 255, 0)), challenger) as answer:
+        assert (await answer.whole())["predictions"][0]["label"] == "green"
+    assert answer.headers["content-type"] == "application/json"

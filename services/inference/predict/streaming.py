@@ -1,0 +1,90 @@
+"""A streamed answer over HTTP: NDJSON, a line as soon as there is one, and a last line that says how it ended."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
+
+from pydantic import BaseModel
+from python_multipart.multipart import parse_options_header
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from services.contracts.errors import RetryLater
+from services.contracts.predictions import NDJSON, StreamBroken
+from services.runtime.problems import report
+
+# Proxies shall pass each line on when it comes.
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+def wants_stream(accept: str) -> bool:
+    """Whether an `Accept` header prefers NDJSON: it must name it, and not rank `application/json` above it."""
+    qualities: dict[str, float] = {}
+    for part in accept.split(","):
+        kind, options = parse_options_header(part.strip())
+        qualities[kind.decode("latin-1")] = _quality(options.get(b"q", b"1"))
+    wanted = qualities.get(NDJSON, 0.0)
+    return wanted > 0 and wanted >= qualities.get("application/json", 0.0)
+
+
+def _quality(value: bytes) -> float:
+    """RFC 9110, section 12.4.2; what is no number ranks like no mention."""
+    try:
+        return float(value)
+    except ValueError:
+        return 0.0
+
+
+class StreamedAnswer(StreamingResponse):
+    """Sends what `lines` yields, each as a line of JSON.
+
+    - An error before the first line is raised: the response has not begun, so it becomes an ordinary problem.
+    - An error after it becomes the last line (`StreamBroken`).
+    - When the client goes away, `lines` is cancelled at once, also before its first line.
+
+    However it ends, `lines` is closed first, then `held`: what it works with.
+    """
+
+    def __init__(self, request: Request, lines: AsyncGenerator[BaseModel, None], held: AsyncExitStack) -> None:
+        """The request's body must have been read: what it receives from now on can only be its end."""
+        super().__init__(self._encoded(), headers=_HEADERS, media_type=NDJSON)
+        self._request = request
+        self._lines = lines
+        self._held = held
+        self._first = b""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answering = asyncio.create_task(self._answer(send))
+        leaving = asyncio.create_task(self.listen_for_disconnect(receive))
+        async with self._held:
+            try:
+                await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                answering.cancel()
+                leaving.cancel()
+                await asyncio.gather(answering, leaving, return_exceptions=True)
+        if not answering.cancelled():
+            answering.result()
+
+    async def _answer(self, send: Send) -> None:
+        async with aclosing(self._lines):
+            self._first = _encoded(await anext(self._lines))
+            await self.stream_response(send)
+
+    async def _encoded(self) -> AsyncGenerator[bytes, None]:
+        yield self._first
+        try:
+            async for line in self._lines:
+                yield _encoded(line)
+        except Exception as error:  # noqa: BLE001 - it is logged, and must not end the stream without a word
+            yield _encoded(self._broken(error))
+
+    def _broken(self, error: Exception) -> StreamBroken:
+        problem = report(self._request, error)
+        retry_after_s = error.retry_after_s if isinstance(error, RetryLater) else None
+        return StreamBroken(problem=problem.model_dump(mode="json"), retry_after_s=retry_after_s)
+
+
+def _encoded(line: BaseModel) -> bytes:
+    return line.model_dump_json().encode() + b"\n"
