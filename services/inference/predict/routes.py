@@ -21,15 +21,13 @@ from services.contracts.errors import (
 )
 from services.contracts.predictions import MAX_TOP_K, PredictByUri, PredictResponse
 from services.inference.context import InferenceContext
-from services.inference.predict.inputs import FORM_FIELD, images_of
+from services.inference.predict.inputs import ENVELOPE_BYTES, FORM_FIELD, images_of
 from services.inference.predict.queries import VersionChoice
 from services.runtime.auth import Principal, Scope, require
 from services.runtime.problems import problem_responses
 from services.runtime.settings import Settings
 
 TAG = ("predictions", "Labels for images, by any published version.")
-_ENVELOPE_BYTES = 1024 * 1024
-"""The framework's own limit comes this much later than ours, whose message says more."""
 
 
 def _uris_schema() -> dict[str, Any]:
@@ -89,7 +87,7 @@ def build_router(settings: Settings) -> APIRouter:
     @router.post(
         "/v1/models/{model_name}/predict",
         summary="Predict labels for images",
-        max_body_size=settings.max_upload_bytes + _ENVELOPE_BYTES,
+        max_body_size=settings.max_upload_bytes + ENVELOPE_BYTES,
         openapi_extra={"requestBody": _REQUEST_BODY},
         responses=problem_responses(
             CallerError,
