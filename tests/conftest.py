@@ -15,6 +15,7 @@ pytest_plugins = [
     "tests.servers.ray_local",
     "tests.servers.data",
     "tests.servers.training",
+    "tests.servers.platform",
     "tests.servers.local_stack",
 ]
 

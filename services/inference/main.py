@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from services.inference.context import Inference
-from services.inference.predict import routes
+from services.inference.predict import michaniki, routes
 from services.inference.predict.operations import Predictor
 from services.inference.predict.resolution import Resolver, database_lookup
 from services.inference.predict.shadows import Shadows
@@ -42,9 +42,9 @@ def build_parts(settings: Settings, database: Database, store: ObjectStore) -> G
             await replicas.aclose()
 
     return GatewayParts(
-        routers=[routes.build_router(settings)],
+        routers=[routes.build_router(settings), michaniki.build_router(settings)],
         lifespan=lifespan,
-        tags=[routes.TAG],
+        tags=[routes.TAG, michaniki.TAG],
         dependencies={"serve": replicas.check},
     )
 

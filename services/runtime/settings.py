@@ -135,6 +135,26 @@ class Settings(BaseSettings):
         "Unset: ImageNet's, as Keras downloads them, which fits the weights `imagenet` only.",
     )
 
+    # --- Michaniki's calls ---
+    legacy_backbone: BackboneName = Field(
+        default=BackboneName.INCEPTION_V3, description="Backbone of the models that `/inceptionV3/transfer` makes."
+    )
+    legacy_weights: str | None = Field(
+        default=None,
+        pattern=r"^(s3|file)://.",
+        max_length=1024,
+        description="Its weights: the URI of a file in one of the allowed sources. Unset: the backbone's own, which "
+        "Keras downloads.",
+    )
+    legacy_weights_sha256: Sha256 | None = Field(default=None, description="Expected SHA-256 of that file.")
+    legacy_label_wait_s: float = Field(
+        default=300,
+        ge=0,
+        le=3600,
+        description="Seconds that `/inceptionV3/label` waits for the labels; what takes longer is answered with the id "
+        "of a task.",
+    )
+
     # --- the reconciler ---
     reconcile_interval_s: float = Field(default=0.5, gt=0, le=60, description="Seconds between looks at the cluster.")
     lease_s: float = Field(
@@ -243,6 +263,12 @@ class Settings(BaseSettings):
             image_size=self.base_image_size or BACKBONES[self.base_backbone].default_image_size,
             labels_uri=self.base_labels,
         )
+
+    def legacy_backbone_weights(self) -> WeightsUri | None:
+        """The weights of `legacy_backbone`; None means its own."""
+        if self.legacy_weights is None:
+            return None
+        return WeightsUri(uri=self.legacy_weights, sha256=self.legacy_weights_sha256)
 
 
 def check_source_allowed(uri: str, settings: Settings) -> None:

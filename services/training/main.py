@@ -22,6 +22,7 @@ from services.training.batch_predictions import routes as batch_predictions
 from services.training.context import Training
 from services.training.datasets import routes as datasets
 from services.training.jobs import routes as jobs
+from services.training.michaniki import routes as michaniki
 from services.training.models import routes as models
 from services.training.ray_api import HttpRayApi, RayApi
 from services.training.reconciler.loop import Reconciler
@@ -70,9 +71,9 @@ def build_parts(settings: Settings, database: Database, store: ObjectStore, ray:
         await cluster.job("readiness")
 
     return GatewayParts(
-        routers=[datasets.router, jobs.router, models.router, batch_predictions.router],
+        routers=[datasets.router, jobs.router, models.router, batch_predictions.router, michaniki.router],
         lifespan=lifespan,
-        tags=[datasets.TAG, jobs.TAG, models.TAG, batch_predictions.TAG],
+        tags=[datasets.TAG, jobs.TAG, models.TAG, batch_predictions.TAG, michaniki.TAG],
         readiness={"bucket": bucket_answers},
         dependencies={"ray": cluster_answers},
         end_streams=end_streams,

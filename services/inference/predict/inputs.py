@@ -19,6 +19,8 @@ from services.inference.predict.sources import fetch_image
 from services.runtime.settings import Settings, check_source_allowed
 
 FORM_FIELD = "images"
+ENVELOPE_BYTES = 1024 * 1024
+"""The framework's own limit comes this much later than ours, whose message says more."""
 RAW_NAME = "image"
 """What an image that came as the bare body is called in the response."""
 _ACCEPTED = "send multipart/form-data with `images` files, an image as the body (image/*), or application/json"
@@ -50,7 +52,7 @@ async def images_of(
     """
     kind = parse_options_header(request.headers.get("content-type"))[0].decode("latin-1")
     if kind == "multipart/form-data":
-        form = await _read_form(request, settings)
+        form = await read_form(request, settings)
         try:
             yield _form_images(form, settings)
         finally:
@@ -99,8 +101,13 @@ async def _read_body(request: Request, limit: int) -> bytes:
 # --- forms ---
 
 
-async def _read_form(request: Request, settings: Settings) -> FormData:
-    """The form; files of more than 1 MiB lie in temporary files until it is closed."""
+async def read_form(request: Request, settings: Settings) -> FormData:
+    """The form; files of more than 1 MiB lie in temporary files until it is closed.
+
+    Raises:
+        PayloadTooLarge: more bytes or files than allowed; reading stops there.
+        CallerError: a broken form.
+    """
     # One file more than allowed gets through to be counted: the parser's own message would not name the setting.
     parser = MultiPartParser(
         request.headers,

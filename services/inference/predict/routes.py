@@ -34,7 +34,7 @@ from services.contracts.predictions import (
     StreamStarted,
 )
 from services.inference.context import InferenceContext
-from services.inference.predict.inputs import FORM_FIELD, images_of
+from services.inference.predict.inputs import ENVELOPE_BYTES, FORM_FIELD, images_of
 from services.inference.predict.queries import VersionChoice
 from services.inference.predict.streaming import StreamedAnswer, wants_stream
 from services.runtime.auth import Principal, Scope, require
@@ -42,8 +42,6 @@ from services.runtime.problems import problem_responses, request_id_of
 from services.runtime.settings import Settings
 
 TAG = ("predictions", "Labels for images, by any published version.")
-_ENVELOPE_BYTES = 1024 * 1024
-"""The framework's own limit comes this much later than ours, whose message says more."""
 
 
 def _inline(contract: TypeAdapter[Any]) -> dict[str, Any]:
@@ -140,7 +138,7 @@ def build_router(settings: Settings) -> APIRouter:
     @router.post(
         "/v1/models/{model_name}/predict",
         summary="Predict labels for images",
-        max_body_size=settings.max_upload_bytes + _ENVELOPE_BYTES,
+        max_body_size=settings.max_upload_bytes + ENVELOPE_BYTES,
         openapi_extra={"requestBody": _REQUEST_BODY},
         response_model=PredictResponse,
         responses={200: _STREAM}

@@ -1,0 +1,1 @@
+"""Michaniki's calls, over the operations of datasets, training jobs and batch predictions."""
