@@ -27,7 +27,10 @@ class BatchPredictions:
     def create(self, spec: BatchPredictionSpec) -> BatchPrediction:
         """Accepts a batch prediction. Returns when it is stored for good; it then runs whatever happens to this
         process."""
-        return self._transport.call(_PREDICTION, "POST", ROOT, body=spec)
+        # Fields that were not given are not sent, and the server would not know what kind of source it is.
+        source = spec.source.model_copy(update={"type": spec.source.type})
+        body = spec.model_copy(update={"source": source})
+        return self._transport.call(_PREDICTION, "POST", ROOT, body=body)
 
     def get(self, job_id: str) -> BatchPrediction:
         return self._transport.call(_PREDICTION, "GET", f"{ROOT}/{job_id}")

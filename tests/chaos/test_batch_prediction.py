@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -75,6 +76,18 @@ def paths(attempts: Attempts, job: JobId, attempt: int) -> list[str]:
     return [json.loads(line)["path"] for ref in refs for line in attempts.store.get(ref.key).decode().splitlines()]
 
 
+def working(cluster: RayNodes) -> psutil.Process:
+    """A process that labels a shard."""
+    found: list[psutil.Process] = []
+
+    def look() -> bool:
+        found[:] = cluster.processes(Role.LABELLER)
+        return bool(found)
+
+    wait_until(look)
+    return found[0]
+
+
 def test_whatever_is_killed_each_image_is_there_once(
     cluster: RayNodes, attempts: Attempts, photos: Path, model: ModelManifest, undisturbed: list[str]
 ) -> None:
@@ -82,11 +95,11 @@ def test_whatever_is_killed_each_image_is_there_once(
     store = attempts.store
     job = attempts.accept_prediction(photos, model, top_k=2)
     driver = attempts.start(job)
-    wait_until(lambda: shards(store, job) and cluster.processes(Role.LABELLER))
-    cluster.processes(Role.LABELLER)[0].kill()
+    wait_until(lambda: shards(store, job))
+    working(cluster).kill()
     before = len(shards(store, job))
-    wait_until(lambda: len(shards(store, job)) > before and cluster.processes(Role.LABELLER))
-    cluster.kill_node(cluster.node_of(cluster.processes(Role.LABELLER)[0].pid))
+    wait_until(lambda: len(shards(store, job)) > before)
+    cluster.kill_node(cluster.node_of(working(cluster).pid))
     before = len(shards(store, job))
     wait_until(lambda: len(shards(store, job)) > before)
     kill(driver)

@@ -1,5 +1,6 @@
 """Waiting for a batch prediction, and getting its labels in the form that the file's name asks for."""
 
+import json
 from pathlib import Path
 
 import httpx2
@@ -7,9 +8,9 @@ import pytest
 
 from services.client import JobFailed, Rekindle
 from services.contracts.base import utc_now
-from services.contracts.batch_predictions import BatchPredictionSpec
+from services.contracts.batch_predictions import BatchPredictionSpec, DatasetFiles
 from services.contracts.datasets import PrefixSource
-from services.contracts.ids import JobId
+from services.contracts.ids import DatasetId, JobId
 from services.contracts.jobs import BatchPrediction, Failure, FailureClass, JobEvent, JobEventType, JobState
 
 ID = JobId("pred_" + "0" * 24)
@@ -52,6 +53,27 @@ def client(ended: BatchPrediction) -> Rekindle:
                 return httpx2.Response(200, text=ended.model_dump_json())
 
     return Rekindle("http://server", http=httpx2.MockTransport(answer))
+
+
+@pytest.mark.parametrize(
+    ("source", "sent"),
+    [
+        (PrefixSource(uri="s3://pets/new/"), {"type": "prefix", "uri": "s3://pets/new/"}),
+        (DatasetFiles(dataset_id=DatasetId("ds_1")), {"type": "dataset", "dataset_id": "ds_1"}),
+    ],
+)
+def test_what_was_not_given_is_the_servers_to_choose_but_for_the_kind_of_source(
+    source: PrefixSource | DatasetFiles, sent: dict[str, str]
+) -> None:
+    bodies: list[object] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        bodies.append(json.loads(request.read()))
+        return httpx2.Response(201, text=prediction(JobState.QUEUED).model_dump_json())
+
+    with Rekindle("http://server", http=httpx2.MockTransport(answer)) as rekindle:
+        rekindle.batch_predictions.create(BatchPredictionSpec(model_name="flowers", source=source))
+    assert bodies == [{"model_name": "flowers", "source": sent}]
 
 
 def test_one_that_succeeds_is_waited_for() -> None:

@@ -11,10 +11,20 @@ from ray_cluster.predict.labelling import Labeller, ShardResult
 from ray_cluster.predict.snapshot import Snapshot
 from ray_cluster.serve.classifier import Classifier
 from ray_cluster.serve.model_tails import LabelledTail
+from ray_cluster.train.capacity import CapacityWatch
+from ray_cluster.train.context import AttemptContext
+from ray_cluster.train.dispatch import Parallelism
+from ray_cluster.train.reporter import Reporter
 from ray_cluster.vision.tails import Tail
 from services.contracts import names
+from services.contracts.base import utc_now
+from services.contracts.batch_predictions import BatchPredictionSpec
+from services.contracts.datasets import PrefixSource
 from services.contracts.ids import JobId
+from services.contracts.jobs import JobKind, JobRecord
+from services.contracts.resources import Resources
 from services.runtime.objects import ObjectStore, open_store
+from tests.servers.published import made_up_trunk, publish
 
 JOB = JobId("pred_" + "0" * 24)
 COLOURS = ("red", "green", "blue")
@@ -32,7 +42,8 @@ class MeanColour:
         return images_BHWC.mean(axis=(1, 2)).astype(np.float32)
 
 
-BY_COLOUR = LabelledTail(Tail(np.eye(3, dtype=np.float32) / 64, np.zeros(3, np.float32)), COLOURS)
+TAIL = Tail(np.eye(3, dtype=np.float32) / 64, np.zeros(3, np.float32))
+BY_COLOUR = LabelledTail(TAIL, COLOURS)
 
 
 def labeller() -> Labeller:
@@ -71,3 +82,21 @@ def label_all(store: ObjectStore, source: ObjectStore, snapshot: Snapshot, top_k
         store.put(names.prediction_shard(JOB, shard.number), result.model_dump_json().encode(), if_absent=True)
         results.append(result)
     return results
+
+
+def context_of(store: ObjectStore, source: ObjectStore, *, version: int = 1, attempt: int = 1) -> AttemptContext:
+    """Of an attempt that labels the source with the version 1 of the model `colours`, or with one that is not there."""
+    publish(store, made_up_trunk(3), "colours", 1, TAIL, list(COLOURS))
+    record = JobRecord(
+        job_id=JOB,
+        kind=JobKind.PREDICT,
+        model_name="colours",
+        model_version=version,
+        created_at=utc_now(),
+        spec=None,
+        source_uri=source.uri,
+        prediction=BatchPredictionSpec(model_name="colours", source=PrefixSource(uri=source.uri), top_k=2),
+    )
+    reporter = Reporter(store, JOB, attempt)
+    capacity, parallelism = CapacityWatch(Resources(), reporter), Parallelism(1, fixed=1)
+    return AttemptContext(store.uri, store, record, attempt, reporter, capacity, parallelism)

@@ -6,22 +6,13 @@ from pathlib import Path
 import pytest
 
 from ray_cluster.predict.prediction import find_result, predict
-from ray_cluster.serve.model_tails import LabelledTail
-from ray_cluster.train.capacity import CapacityWatch
 from ray_cluster.train.context import AttemptContext
-from ray_cluster.train.dispatch import Parallelism
-from ray_cluster.train.reporter import Reporter
-from ray_cluster.vision.tails import Tail
 from services.contracts import names
-from services.contracts.base import utc_now
-from services.contracts.batch_predictions import BatchPredictionSpec, LabelCount
-from services.contracts.datasets import PrefixSource
+from services.contracts.batch_predictions import LabelCount
 from services.contracts.errors import Fenced, NotFound, ObjectStoreUnavailable, SourceEmpty
-from services.contracts.jobs import Fence, JobEventType, JobKind, JobRecord, ProgressRecord, Stage, StageTiming
-from services.contracts.resources import Resources
+from services.contracts.jobs import Fence, JobEventType, ProgressRecord, Stage, StageTiming
 from services.runtime.objects import ObjectStore, open_store
-from tests.servers.published import made_up_trunk, publish
-from tests.unit.predict.predictions import BY_COLOUR, COLOURS, JOB, label_all, picture, take, write
+from tests.unit.predict.predictions import JOB, context_of, label_all, picture, take, write
 from tests.unit.train.stores import FaultyStore
 
 FILES = {"1.png": picture("red"), "2.png": picture("blue"), "3.png": picture("red"), "notes.txt": b"hello"}
@@ -35,28 +26,6 @@ def source(tmp_path: Path) -> ObjectStore:
 @pytest.fixture
 def store(tmp_path: Path) -> ObjectStore:
     return open_store((tmp_path / "bucket").as_uri())
-
-
-def context_of(store: ObjectStore, source: ObjectStore, *, version: int = 1, attempt: int = 1) -> AttemptContext:
-    publish(store, made_up_trunk(3), "colours", 1, _tail(BY_COLOUR), list(COLOURS))
-    record = JobRecord(
-        job_id=JOB,
-        kind=JobKind.PREDICT,
-        model_name="colours",
-        model_version=version,
-        created_at=utc_now(),
-        spec=None,
-        source_uri=source.uri,
-        prediction=BatchPredictionSpec(model_name="colours", source=PrefixSource(uri=source.uri), top_k=2),
-    )
-    reporter = Reporter(store, JOB, attempt)
-    capacity, parallelism = CapacityWatch(Resources(), reporter), Parallelism(1, fixed=1)
-    return AttemptContext(store.uri, store, record, attempt, reporter, capacity, parallelism)
-
-
-def _tail(model: LabelledTail) -> Tail:
-    assert isinstance(model.tail, Tail)
-    return model.tail
 
 
 @pytest.fixture
