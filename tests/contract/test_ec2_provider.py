@@ -8,9 +8,13 @@ from ray.autoscaler._private.providers import _get_node_provider
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 from ray.autoscaler.tags import NODE_KIND_HEAD, NODE_KIND_WORKER, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 
+from deploy.aws.cluster import render, worker_role
+from deploy.aws.policies import Names, head_policies
 from ray_cluster.autoscaling.aws import FallbackProvider
 from ray_cluster.autoscaling.pools import CoolOff
 from tests.servers.ec2 import AMI, KEY, REGION, FakeEc2, Shortage
+from tests.unit.deploy.iam import allows
+from tests.unit.deploy.settings import settings
 
 CLUSTER = "pets"
 ZONES = ("us-east-1a", "us-east-1b")
@@ -229,3 +233,34 @@ def test_another_cluster_is_left_alone(provider: FallbackProvider, ec2: FakeEc2,
     other.create_node(config(zones, ON_DEMAND), dict(TAGS), 2)
     assert provider.non_terminated_nodes({}) == []
     assert len(provider.create_node(config(zones, ON_DEMAND), dict(TAGS), 2)) == 2
+
+
+def test_the_heads_role_allows_what_a_launch_asks_for(ec2: FakeEc2, provider: FallbackProvider) -> None:
+    chosen = settings(ami=AMI, subnets=ec2.subnets(*ZONES))
+    ec2.client("iam").create_instance_profile(InstanceProfileName=worker_role(chosen))
+    (group,) = (each["GroupId"] for each in ec2.client().describe_security_groups()["SecurityGroups"])
+    rendered = render(chosen, node_group=group, head_group="sg-head", cluster_folder="/x")
+    provider.create_node(rendered["available_node_types"]["any"]["node_config"], dict(TAGS), 1)
+
+    (launch,) = ec2.launches
+    tags = {
+        f"aws:RequestTag/{value}": launch[key.replace("Key", "Value")]
+        for key, value in launch.items()
+        if key.startswith("TagSpecification.1.Tag.") and key.endswith(".Key")
+    }
+    profile = f"arn:aws:iam::123456789012:instance-profile/{launch['IamInstanceProfile.Name']}"
+    context = {**tags, "ec2:MetadataHttpTokens": launch["MetadataOptions.HttpTokens"], "ec2:InstanceProfile": profile}
+    policies = head_policies(chosen, Names("123456789012", "aws", group)).values()
+    own = f"arn:aws:ec2:{REGION}:123456789012"
+    assert launch["TagSpecification.1.ResourceType"] == "instance"
+    for resource in (
+        f"{own}:instance/*",
+        f"{own}:subnet/{launch['SubnetId']}",
+        f"{own}:security-group/{launch['SecurityGroupId.1']}",
+        f"{own}:key-pair/{launch['KeyName']}",
+        f"arn:aws:ec2:{REGION}::image/{launch['ImageId']}",
+    ):
+        assert allows(policies, "ec2:RunInstances", resource, context), resource
+    for kind in ("instance", "volume"):
+        at_launch = {**tags, "ec2:CreateAction": "RunInstances"}
+        assert allows(policies, "ec2:CreateTags", f"{own}:{kind}/*", at_launch), kind

@@ -4,6 +4,7 @@ moto gives every machine that is asked for, and of `MaxCount` machines only `Min
 launches as a test says, in EC2's own words, and notes what was asked.
 """
 
+import os
 import threading
 import urllib.request
 from collections.abc import Iterable, Iterator
@@ -180,6 +181,8 @@ def ec2(ec2_server: FakeEc2, monkeypatch: pytest.MonkeyPatch) -> FakeEc2:
     """Without machines, roles or buckets; this process's AWS environment leads to it during the test."""
     from ray.autoscaler._private.aws import utils
 
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
     for name, value in ec2_server.env().items():
         monkeypatch.setenv(name, value)
     ec2_server.reset()

@@ -115,6 +115,8 @@ class RayNodes:
     """None while it is killed."""
     nodes: list[Node] = field(default_factory=list)
     """Those but the head that were not killed."""
+    head_options: Mapping[str, object] = field(default_factory=dict[str, object])
+    """More of `ray start` on the head."""
     _numbers: Iterator[int] = field(default_factory=lambda: count(3))
 
     @property
@@ -136,9 +138,7 @@ class RayNodes:
         """
         own = {"RAY_NODE_MARKET_TYPE": market, "REKINDLE_MARKET": market, **(env or {})}
         for _ in range(START_TRIES):
-            number = next(self._numbers)
-            node = self._machine(f"n{number}", f"127.0.0.{number}", own)
-            self.nodes.append(node)
+            node = self.add_machine(own)
             options = {"address": self.address, "num-cpus": num_cpus, "dashboard-agent-listen-port": free_ports(1)[0]}
             ray = node.start(_ray_start(node.ip, node.temp_dir, options))
             if _came(partial(self._learn_id, node), ray):
@@ -146,6 +146,13 @@ class RayNodes:
             log = node.log_text()[-4000:]
             self.kill_node(node)
         pytest.fail(f"waited in vain for a node to join:\n{log}")
+
+    def add_machine(self, env: Mapping[str, str]) -> Node:
+        """A machine with an address of its own, on which nothing runs yet."""
+        number = next(self._numbers)
+        node = self._machine(f"n{number}", f"127.0.0.{number}", env)
+        self.nodes.append(node)
+        return node
 
     def kill_node(self, node: Node) -> None:
         """SIGKILL for everything on the node at once: all stand still first, so that nobody sees another die."""
@@ -199,6 +206,7 @@ class RayNodes:
             "dashboard-agent-listen-port": agent,
             "ray-client-server-port": client,
             "disable-usage-stats": None,
+            **self.head_options,
         }
         ray = head.start(_ray_start(HEAD_IP, head.temp_dir, options))
         return _came(self._jobs_api_answers, ray) and _came(partial(self._learn_id, head), ray)
@@ -295,7 +303,12 @@ class RayNodes:
 
 @contextlib.contextmanager
 def ray_nodes(
-    *, spots: int = 2, num_cpus: int = 4, persistent_head: bool = False, env: Mapping[str, str] | None = None
+    *,
+    spots: int = 2,
+    num_cpus: int = 4,
+    persistent_head: bool = False,
+    env: Mapping[str, str] | None = None,
+    head_options: Mapping[str, object] | None = None,
 ) -> Iterator[RayNodes]:
     """A cluster with a head and `spots` nodes, gone at the end with everything on it.
 
@@ -305,7 +318,8 @@ def ray_nodes(
     temp_dir = Path(tempfile.mkdtemp(prefix="rk-", dir="/tmp"))
     gcs, dashboard = free_ports(2)
     address = {"RAY_ADDRESS": f"{HEAD_IP}:{gcs}"}
-    cluster = RayNodes({**ray_environment(), **(env or {}), **address}, temp_dir, gcs, dashboard, persistent_head)
+    environment = {**ray_environment(), **(env or {}), **address}
+    cluster = RayNodes(environment, temp_dir, gcs, dashboard, persistent_head, head_options=head_options or {})
     try:
         cluster.start_head()
         for _ in range(spots):
@@ -316,6 +330,11 @@ def ray_nodes(
 
 
 def _ray_start(ip: str, temp_dir: Path, options: Mapping[str, object]) -> list[str]:
+    return [str(Path(sys.executable).with_name("ray")), "start", "--block", *node_flags(ip, temp_dir, options)]
+
+
+def node_flags(ip: str, temp_dir: Path, options: Mapping[str, object]) -> list[str]:
+    """Flags of `ray start` for one of several nodes on this machine, and the options as flags."""
     shared = {
         "node-ip-address": ip,
         "temp-dir": temp_dir,
@@ -323,8 +342,7 @@ def _ray_start(ip: str, temp_dir: Path, options: Mapping[str, object]) -> list[s
         "min-worker-port": 0,
         "max-worker-port": 0,
     }
-    flags = [f"--{name}" if value is None else f"--{name}={value}" for name, value in {**shared, **options}.items()]
-    return [str(Path(sys.executable).with_name("ray")), "start", "--block", *flags]
+    return [f"--{name}" if value is None else f"--{name}={value}" for name, value in {**shared, **options}.items()]
 
 
 def _stop_all(node: Node) -> None:
