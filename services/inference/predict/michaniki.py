@@ -32,7 +32,7 @@ from services.inference.context import InferenceContext
 from services.inference.predict.inputs import ENVELOPE_BYTES, RAW_NAME, ImageInput, read_form
 from services.inference.predict.queries import VersionChoice
 from services.runtime.auth import Principal, Scope, require
-from services.runtime.problems import problem_responses
+from services.runtime.problems import problem_responses, request_id_of
 from services.runtime.settings import Settings
 
 IMAGE_FIELD = "image"
@@ -91,7 +91,7 @@ def build_router(settings: Settings) -> APIRouter:
         form = await read_form(request, context.settings)
         try:
             choice, image = _read(form)
-            answer = await context.predictor.predict(choice, [image], TOP_K)
+            answer = await context.predictor.predict(choice, [image], TOP_K, request_id_of(request) or "")
         finally:
             await form.close()
         match answer.results:
