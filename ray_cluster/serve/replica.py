@@ -31,7 +31,7 @@ class TrunkReplica:
         trunk = read_trunk(store, settings.trunk_id)
         if trunk is None:
             raise NotFound(f"trunk {settings.trunk_id} is not in {settings.bucket_uri}")
-        threads = settings.threads or len(os.sched_getaffinity(0))
+        threads = settings.threads or os.cpu_count() or 1
         engines = [load_engine(store, trunk) for _ in range(threads)]
         self._service = TrunkService(
             store,
