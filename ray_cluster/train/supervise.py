@@ -178,7 +178,15 @@ class Supervisor:
             usable = [each for each in known if each.view.node_id not in avoiding and each.suits(place)]
             # A helper has the job in memory already, and so has the standby.
             idle = [each for each in usable if each.view.assists == self._job.work or each.idle]
-            idle.sort(key=lambda each: (each.view.assists is None, each.view.ready_for != self._job.work))
+            # Those that stand by for other jobs come last.
+            ours = (None, self._job.work)
+            idle.sort(
+                key=lambda each: (
+                    each.view.assists is None,
+                    each.view.ready_for != self._job.work,
+                    each.view.stands_by not in ours,
+                )
+            )
             for trainer in idle:
                 if self._take(trainer, self._term):
                     _log.info("the fit goes to %s, term %d", trainer.name, self._term)

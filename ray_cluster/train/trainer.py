@@ -34,6 +34,8 @@ ORPHANED_S = 5.0
 """Silence after which a trainer looks by itself whether its job still wants it."""
 GIVEN_UP_S = 300.0
 """Silence after which it saves, stops, and leaves the rest to whoever comes."""
+STANDS_BY_S = 10.0
+"""For so long a standby is kept for whoever asked for it last."""
 KEPT_LINES = 1000
 """Of a job's log, while nobody asks for them; the newest."""
 
@@ -52,6 +54,8 @@ class TrainerView:
     running: bool
     assists: str | None
     """The work for which it computes shards."""
+    stands_by: str | None
+    """The work that it loads, or has loaded, because somebody asked for that a moment ago."""
     ready_for: str | None
     """The work that it has loaded, to begin with at once."""
 
@@ -111,6 +115,8 @@ class Trainer:
         self._fit: _RunningFit | None = None
         self._assisting: LoadedLoop | None = None
         self._standing_by: LoadedLoop | None = None
+        self._stood_by_s = 0.0
+        """When it was last asked to."""
         self._ready_for: str | None = None
         self._tensorflow_asked_for = False
         self._used_at_s = time.monotonic()
@@ -118,7 +124,8 @@ class Trainer:
 
     def look(self) -> TrainerView:
         with self._lock:
-            fit, assisting = self._fit, self._assisting
+            fit, assisting, standing_by = self._fit, self._assisting, self._standing_by
+            wanted = standing_by is not None and time.monotonic() - self._stood_by_s < STANDS_BY_S
             return TrainerView(
                 node_id=self._node_id,
                 node_labels=self._node_labels,
@@ -126,6 +133,7 @@ class Trainer:
                 identity=fit.control.identity if fit else None,
                 running=fit is not None and fit.running,
                 assists=assisting.job.work if assisting else None,
+                stands_by=standing_by.job.work if standing_by is not None and wanted else None,
                 ready_for=self._ready_for,
             )
 
@@ -140,11 +148,13 @@ class Trainer:
         fit_worker.load_tensorflow()
 
     def get_ready(self, job_json: str) -> None:
-        """Loads the job, to go on with it when its trainer is lost. Does nothing where that is done or under way, or
-        while it runs a fit itself."""
+        """Loads the job, to go on with it when its trainer is lost; does nothing while it runs a fit itself.
+
+        Where that is done or under way, the call keeps the standby for the job.
+        """
         job = FitJob.model_validate_json(job_json)
         with self._lock:
-            self._used_at_s = time.monotonic()
+            self._used_at_s = self._stood_by_s = time.monotonic()
             if self._fit is not None and self._fit.running:
                 return
             if self._standing_by is not None and self._standing_by.job.work == job.work:

@@ -49,6 +49,11 @@ class KnownTrainer:
     def idle(self) -> bool:
         return not self.view.running and self.view.assists is None
 
+    @property
+    def free(self) -> bool:
+        """Idle, and nobody counts on it."""
+        return self.idle and self.view.stands_by is None
+
     def suits(self, place: Place) -> bool:
         """Whether it runs where a job's work may run."""
         return place.suits(self.view.node_labels)
@@ -141,20 +146,26 @@ def stand_by(
     place: Place, work: str, job_json: str, avoiding: Collection[str] = (), preferring: Collection[str] = ()
 ) -> None:
     """Has an idle trainer at the place, on a node that is not one of `avoiding`, get ready for the job (`FitJob` JSON)
-    whose work that is; starts one where none is idle or starting.
+    whose work that is, unless it stands by for another; starts one where there is none and none is starting.
 
     It is started on that one of the nodes `preferring` that has the fewest trainers, where there are any. Returns at
     once: call it again and again.
     """
     answered = find()
     usable = [trainer for trainer in answered if trainer.suits(place) and trainer.view.node_id not in avoiding]
-    idle = [trainer for trainer in usable if trainer.idle]
-    if idle:
-        if not any(trainer.view.ready_for == work for trainer in idle):
-            idle[0].actor.get_ready.remote(job_json)
+    standby = choose_standby(usable, work)
+    if standby is not None:
+        standby.actor.get_ready.remote(job_json)
     elif not names_starting(place, answered):
         there = Counter(trainer.view.node_id for trainer in answered)
         start(place, node_id=min(preferring, key=lambda node_id: (there[node_id], node_id), default=None))
+
+
+def choose_standby(usable: Collection[KnownTrainer], work: str) -> KnownTrainer | None:
+    """The one that is ready for the work, or gets ready, or else one that nobody counts on."""
+    ours = [trainer for trainer in usable if trainer.idle and work in (trainer.view.ready_for, trainer.view.stands_by)]
+    ours.sort(key=lambda trainer: trainer.view.ready_for != work)
+    return next(iter([*ours, *(trainer for trainer in usable if trainer.free)]), None)
 
 
 def prepare(place: Place, nodes: Collection[str], *, tensorflow: bool) -> None:
@@ -183,7 +194,7 @@ def nodes_without(answered: Collection[KnownTrainer], starting: int, nodes: Coll
     `starting` more may come on any of them.
     """
     there = Counter(trainer.view.node_id for trainer in answered)
-    idle = {trainer.view.node_id for trainer in answered if trainer.idle}.intersection(nodes)
+    idle = {trainer.view.node_id for trainer in answered if trainer.free}.intersection(nodes)
     others = sorted(set(nodes) - idle, key=lambda node_id: (there[node_id], node_id))
     return others[: max(0, min(2, len(nodes)) - len(idle) - starting)]
 

@@ -6,12 +6,23 @@ import sys
 import pytest
 
 from ray_cluster.train.trainer import TrainerView
-from ray_cluster.train.trainers import KnownTrainer, nodes_without
+from ray_cluster.train.trainers import KnownTrainer, choose_standby, nodes_without
 
 
-def trainer(node_id: str, *, idle: bool = True) -> KnownTrainer:
+def trainer(
+    node_id: str, *, idle: bool = True, stands_by: str | None = None, ready_for: str | None = None
+) -> KnownTrainer:
     work = None if idle else "job_1:fit"
-    view = TrainerView(node_id, {}, work=work, identity=None, running=not idle, assists=None, ready_for=None)
+    view = TrainerView(
+        node_id,
+        {},
+        work=work,
+        identity=None,
+        running=not idle,
+        assists=None,
+        stands_by=stands_by,
+        ready_for=ready_for,
+    )
     return KnownTrainer(f"trainer-{node_id}", None, view)
 
 
@@ -29,6 +40,7 @@ def trainer(node_id: str, *, idle: bool = True) -> KnownTrainer:
         ([trainer("a", idle=False)], 0, ["a", "b", "c"], ["b", "c"]),
         ([trainer("a", idle=False), trainer("b", idle=False)], 0, ["a", "b"], ["a", "b"]),
         ([trainer("gone")], 0, ["a", "b"], ["a", "b"]),
+        ([trainer("a", stands_by="job_2:fit")], 0, ["a", "b"], ["b", "a"]),
     ],
 )
 def test_two_nodes_get_an_idle_trainer(
@@ -44,3 +56,21 @@ def test_a_trainer_that_fits_a_head_needs_no_tensorflow() -> None:
         "print(sorted({'tensorflow', 'keras'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("usable", "chosen"),
+    [
+        ([], None),
+        ([trainer("a", idle=False)], None),
+        ([trainer("a"), trainer("b")], "a"),
+        ([trainer("a"), trainer("b", stands_by="job_1:fit")], "b"),
+        ([trainer("a", stands_by="job_1:fit"), trainer("b", stands_by="job_1:fit", ready_for="job_1:fit")], "b"),
+        ([trainer("a", stands_by="job_2:fit", ready_for="job_2:fit")], None),
+        ([trainer("a", stands_by="job_2:fit"), trainer("b", ready_for="job_2:fit")], "b"),
+        ([trainer("a"), trainer("b", ready_for="job_1:fit")], "b"),
+    ],
+)
+def test_a_standby_is_its_jobs_as_long_as_that_asks_for_it(usable: list[KnownTrainer], chosen: str | None) -> None:
+    found = choose_standby(usable, "job_1:fit")
+    assert (found and found.view.node_id) == chosen
