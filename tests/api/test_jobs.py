@@ -641,6 +641,30 @@ async def test_a_gateway_that_stops_leaves_the_lease_to_the_next_at_once(tmp_pat
     assert len(ray.submissions) == 1
 
 
+async def test_a_gateway_that_stops_while_it_acquires_the_lease_leaves_it_to_the_next(
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with training_gateway(tmp_path, database_url, lease_s=300) as gateway:
+        pass  # it gives the lease back, and its parts can still be used
+    database = Database(database_url)
+    acquired = asyncio.Event()
+    acquire = LeaseStore.acquire
+
+    async def acquire_and_hang(*arguments: Any) -> None:
+        assert await acquire(*arguments) is not None
+        acquired.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(LeaseStore, "acquire", acquire_and_hang)
+    stopped = asyncio.create_task(Reconciler(gateway.app.state.training).run())
+    await acquired.wait()
+    stopped.cancel()
+    await asyncio.wait([stopped])
+    monkeypatch.undo()
+    assert await LeaseStore(database).acquire(LEASE_NAME, "next", 300) is not None
+    await database.close()
+
+
 async def test_a_leader_that_slept_through_its_lease_changes_nothing(tmp_path: Path, database_url: str) -> None:
     database = Database(database_url)
     await database.migrate()

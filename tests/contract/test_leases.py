@@ -97,6 +97,18 @@ async def test_releasing_does_not_take_it_from_another(database: Database, lease
     assert await leases.acquire("leader", "third", 30) is None
 
 
+async def test_whoever_cannot_know_whether_it_has_the_lease_gives_it_back(leases: LeaseStore) -> None:
+    lease = await leases.acquire("leader", "stopped", 30)
+    assert lease is not None
+    await leases.abandon("leader", "stopped")
+    assert not await leases.renew(lease, 30)
+    other = await leases.acquire("leader", "other", 30)
+    assert other is not None
+    assert other.epoch == lease.epoch + 1
+    await leases.abandon("leader", "stopped")
+    assert await leases.renew(other, 30)
+
+
 async def test_leases_of_different_names_do_not_touch(leases: LeaseStore) -> None:
     assert await leases.acquire("one", "a", 30) is not None
     assert await leases.acquire("two", "b", 30) is not None

@@ -83,15 +83,20 @@ class LeaseStore:
 
     async def release(self, lease: Lease) -> None:
         """Gives the lease back for the next to take at once. Does nothing where another has it."""
+        await self._give_back(
+            "name = :name AND holder = :holder AND epoch = :epoch", lease.name, lease.holder, lease.epoch
+        )
+
+    async def abandon(self, name: str, holder: str) -> None:
+        """Gives back whatever `holder` has of it: for one that was stopped while it acquired it, and cannot know."""
+        await self._give_back("name = :name AND holder = :holder", name, holder, None)
+
+    async def _give_back(self, where: str, name: str, holder: str, epoch: int | None) -> None:
+        # The row stays, and its epoch with it. An empty holder is nobody, so the next one raises the epoch.
+        statement = text(f"UPDATE leases SET holder = '', expires_at = 0 WHERE {where}")  # noqa: S608 (constants)
+        parameters = {"name": name, "holder": holder} | ({} if epoch is None else {"epoch": epoch})
         async with self._database.transaction() as session:
-            # The row stays, and its epoch with it. An empty holder is nobody, so the next one raises the epoch.
-            await session.execute(
-                text(
-                    "UPDATE leases SET holder = '', expires_at = 0 "
-                    "WHERE name = :name AND holder = :holder AND epoch = :epoch"
-                ),
-                {"name": lease.name, "holder": lease.holder, "epoch": lease.epoch},
-            )
+            await session.execute(statement, parameters)
 
 
 async def guard(session: AsyncSession, lease: Lease) -> None:

@@ -5,7 +5,7 @@ cluster, so a successor goes on where a dead leader stopped, and every step may 
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from datetime import datetime, timedelta
 
 import structlog
@@ -63,6 +63,9 @@ class Reconciler:
             except RetryLater as error:
                 self._complain("lease", error)
                 lease = None
+            except asyncio.CancelledError:
+                await self._give_back(self._leases.abandon(LEASE_NAME, self._holder))
+                raise
             if lease is None:
                 await asyncio.sleep(ttl_s / 4)
                 continue
@@ -70,7 +73,7 @@ class Reconciler:
             try:
                 await self.lead(lease)
             finally:
-                await self._release(lease)
+                await self._give_back(self._leases.release(lease))
             # Whatever ended it may end the next one, too: not at full speed.
             await asyncio.sleep(self._training.settings.reconcile_interval_s)
 
@@ -98,10 +101,10 @@ class Reconciler:
                 log.error("reconciler.stopped", error_type=type(error).__name__, exc_info=error)
         log.info("reconciler.not_leading", holder=lease.holder)
 
-    async def _release(self, lease: Lease) -> None:
+    async def _give_back(self, giving_back: Awaitable[None]) -> None:
         try:
             async with asyncio.timeout(RELEASE_TIMEOUT_S):
-                await self._leases.release(lease)
+                await giving_back
         except (RetryLater, TimeoutError) as error:
             log.warning("reconciler.lease_kept", reason=str(error))  # it ends by itself
 
