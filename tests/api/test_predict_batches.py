@@ -14,6 +14,7 @@ __all__ = ["client", "serve", "serve_url"]
 
 
 async def test_a_requests_images_share_calls_and_keep_their_order(client: httpx2.AsyncClient, serve: FakeServe) -> None:
+    serve.delay_s = 0.1  # so that its calls are under way together
     contents = [f"picture {number}".encode() for number in range(IMAGES_AT_ONCE)]
     contents[5] = REJECTED
     files = [("images", (f"{number}.jpg", content)) for number, content in enumerate(contents)]

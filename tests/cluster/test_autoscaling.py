@@ -135,7 +135,10 @@ def test_nodes_come_leave_at_a_notice_and_go(
 
         # At a notice the node takes nothing new: new work gets another one.
         noticed.imds.notify(NOTICE_S)
-        _until(lambda: '"spot.draining"' in _watcher_log(noticed))
+        try:
+            _until(lambda: '"spot.draining"' in _watcher_log(noticed))
+        except AssertionError:
+            pytest.fail(f"the watcher did not drain the node: {_watcher_log(noticed)[-4000:]}")
         with work(cluster, SPOT) as process:
             done = result(process)
         assert done["labels"]["ray.io/market-type"] == "spot"
