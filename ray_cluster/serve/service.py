@@ -110,7 +110,9 @@ class TrunkService:
             return _error_response(error)
 
     async def _answer_one(self, image: bytes, query: PredictQuery, challenger: int | None) -> Response:
-        answer = await self._answer(image, query, keep_features=challenger is not None)
+        # The tail may have to be read from the bucket; the image is in memory by now, so it is not held up for long.
+        tail = await self._tail_of(query)
+        answer = await self._answer(image, query, tail, keep_features=challenger is not None)
         prediction = ReplicaPrediction(predictions=answer.predictions)
         if challenger is None or answer.features_D is None:
             return _json(200, prediction)
@@ -126,13 +128,12 @@ class TrunkService:
     async def _answer_one_of_many(self, question: ReplicaQuestion, image: bytes) -> ReplicaPrediction | ReplicaError:
         try:
             query = _parse_query(question.model_dump(exclude={"size_bytes"}))
-            key = TailKey(query.model, query.version)
             try:
                 async with asyncio.timeout(HEAD_PATIENCE_S):
-                    await self._tails.get(key)
+                    tail = await self._tail_of(query)
             except TimeoutError:  # loading goes on
-                return _refusal(ModelLoading(f"model {key.model_name!r} version {key.version} is being loaded"))
-            return ReplicaPrediction(predictions=(await self._answer(image, query)).predictions)
+                return _refusal(ModelLoading(f"model {query.model!r} version {query.version} is being loaded"))
+            return ReplicaPrediction(predictions=(await self._answer(image, query, tail)).predictions)
         except RekindleError as error:
             return _refusal(error)
 
@@ -147,9 +148,12 @@ class TrunkService:
         if running_s > STUCK_AFTER_S:
             raise InternalError(f"a batch has been running for {running_s:.0f} s")
 
-    async def _answer(self, image: bytes, query: PredictQuery, *, keep_features: bool = False) -> Answer:
-        # The tail may have to be read from the bucket; the image is in memory by now, so it is not held up for long.
-        tail = await self._tails.get(TailKey(query.model, query.version))
+    async def _tail_of(self, query: PredictQuery) -> LabelledTail:
+        return await self._tails.get(TailKey(query.model, query.version))
+
+    async def _answer(
+        self, image: bytes, query: PredictQuery, tail: LabelledTail, *, keep_features: bool = False
+    ) -> Answer:
         question = Question(image, tail, query.top_k, keep_features)
         return await self._batcher.submit(question, flow=query.model)
 

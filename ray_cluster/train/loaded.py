@@ -30,6 +30,11 @@ class LoadedLoop:
         self._relay = _Relay()
         self._loop: TrainingLoop[Any] | None = None
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether running it could begin at once."""
+        return self._loop is not None
+
     def load(self) -> None:
         """Reads and compiles whatever that needs. Raises as reading from the bucket does; the next call tries again."""
         with self._lock:

@@ -117,7 +117,6 @@ class Trainer:
         self._standing_by: LoadedLoop | None = None
         self._stood_by_s = 0.0
         """When it was last asked to."""
-        self._ready_for: str | None = None
         self._tensorflow_asked_for = False
         self._used_at_s = time.monotonic()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
@@ -134,7 +133,7 @@ class Trainer:
                 running=fit is not None and fit.running,
                 assists=assisting.job.work if assisting else None,
                 stands_by=standing_by.job.work if standing_by is not None and wanted else None,
-                ready_for=self._ready_for,
+                ready_for=standing_by.job.work if standing_by is not None and standing_by.is_loaded else None,
             )
 
     # --- as a standby ---
@@ -159,7 +158,6 @@ class Trainer:
                 return
             if self._standing_by is not None and self._standing_by.job.work == job.work:
                 return
-            self._ready_for = None
             self._standing_by = loaded = LoadedLoop(job)
         try:
             loaded.load()
@@ -168,10 +166,6 @@ class Trainer:
             with self._lock:
                 if self._standing_by is loaded:
                     self._standing_by = None
-            return
-        with self._lock:
-            if self._standing_by is loaded:
-                self._ready_for = job.work
 
     # --- as the one who runs the fit ---
 
@@ -194,7 +188,7 @@ class Trainer:
             if fit is not None and fit.running:
                 return False
             known = [each for each in (self._standing_by, self._assisting) if each and each.job.work == job.work]
-            self._assisting = self._standing_by = self._ready_for = None
+            self._assisting = self._standing_by = None
             self._fit = _RunningFit(job, identity, supervisor, known[0] if known else LoadedLoop(job))
             return True
 
