@@ -22,7 +22,7 @@ from ray_cluster.train.fit_job import FitEnd, FitJob, FitReturn
 from ray_cluster.train.loaded import LoadedLoop
 from ray_cluster.train.reporter import Reporter
 from ray_cluster.train.shards import ShardMap, compute_here
-from ray_cluster.train.training_loop import LoopState, State, TrainingLoop
+from ray_cluster.train.training_loop import State, TrainingLoop
 from services.contracts import names
 from services.contracts.base import utc_now
 from services.contracts.errors import Fenced
@@ -100,7 +100,7 @@ class _Fit(Generic[State]):
         self._reporting_for = control.identity
         self._reporter = self._reporter_for(control.identity)
         self._began_at = began_at
-        self._resumed: LoopState | None = None
+        self._recovered_from: int | None = None
         self._epochs_reported = 0
         self._step_began_s = self._saved_s = time.monotonic()
         self._background = Background()
@@ -110,6 +110,8 @@ class _Fit(Generic[State]):
         """The checkpoint's state, or None where there is none of this loop."""
         state = None if checkpoint is None else self._loop.restore(checkpoint)
         if checkpoint is None or state is None:
+            if self._job.lost_at is not None:
+                self._recovered_from = 0
             return None
         manifest = checkpoint.manifest
         _log.info("resuming from attempt %d, step %d", manifest.attempt, manifest.step)
@@ -120,7 +122,7 @@ class _Fit(Generic[State]):
                 f"training goes on with {self._fingerprint.model_dump()} after {manifest.fingerprint.model_dump()}: "
                 "the weights' last bits may differ from those of an undisturbed run",
             )
-        self._resumed, self._epochs_reported = state, state.epoch
+        self._recovered_from = self._epochs_reported = state.epoch
         return state
 
     def after_step(self, state: State) -> None:
@@ -146,15 +148,15 @@ class _Fit(Generic[State]):
 
     def _report(self, state: State) -> None:
         reporter, stage = self._reports(), self._job.stage
-        if self._resumed is not None:
+        if self._recovered_from is not None:
             recovery = Recovery(
-                epoch=self._resumed.epoch,
+                epoch=self._recovered_from,
                 lost_at=self._job.lost_at,
                 resumed_at=self._began_at,
                 first_step_at=utc_now(),
             )
             self._background.run(partial(reporter.recovery, recovery, stage))
-            self._resumed = None
+            self._recovered_from = None
         if state.epoch > self._epochs_reported:
             self._epochs_reported = state.epoch
             epoch = partial(reporter.epoch, state.history[-1], last=state.done, stage=stage)

@@ -91,8 +91,12 @@ class Reporter:
         self._write(JobEventType.EPOCH, stage, message, metrics.model_dump(mode="json"))
 
     def recovery(self, recovery: Recovery, stage: Stage = Stage.FIT) -> None:
-        """Training went on from a checkpoint."""
-        message = f"training goes on after epoch {recovery.epoch}, the newest checkpoint's"
+        """Training went on in another process."""
+        message = (
+            f"training goes on after epoch {recovery.epoch}, the newest checkpoint's"
+            if recovery.epoch
+            else "training begins again: the process before was lost before its first checkpoint"
+        )
         self._write(JobEventType.RECOVERY, stage, message, recovery.model_dump(mode="json"))
 
     def warning(self, stage: Stage, code: str, message: str) -> None:

@@ -304,9 +304,12 @@ class EpochMetrics(StoredContract):
 
 
 class Recovery(StoredContract):
-    """Training went on from a checkpoint in another process."""
+    """Training went on in another process, from the newest checkpoint."""
 
-    epoch: int = Field(description="The checkpoint's; the epochs after it are done again.")
+    epoch: int = Field(
+        description="The checkpoint's; the epochs after it are done again. 0 where the process before was lost before "
+        "its first checkpoint."
+    )
     lost_at: datetime | None = Field(
         default=None,
         description="When it was noticed that the process before was lost; null where that one left in time, or where "

@@ -82,6 +82,23 @@ def test_killed_trainers_are_replaced_by_standbys(
     assert len(recoveries(attempts, job)) == KILLS
 
 
+def test_a_trainer_lost_before_its_first_checkpoint_is_told_of_as_well(
+    cluster: RayNodes, attempts: Attempts, images: Path
+) -> None:
+    spec = {**LONG, "fine_tuning": {**LONG["fine_tuning"], "epochs": 100}, "checkpoint_interval_s": 600}
+    job = attempts.accept(images, "killed-early", **spec)
+    driver = attempts.start(job)
+    trainer = running_trainer(cluster, lambda: attempts.log(job))
+    wait_until(lambda: epochs(attempts, job) or driver.poll() is not None)
+    trainer.kill()
+    assert not saved(attempts, job)
+    recovery = next_recovery(attempts, job, driver)
+    assert recovery.epoch == 0
+    assert recovery.lost_at is not None
+    assert driver.wait(240) == 0, attempts.log(job)
+    assert epochs(attempts, job)[-1] == 100
+
+
 def test_a_fit_that_turns_out_long_goes_on_under_ray_train(cluster: RayNodes, attempts: Attempts, images: Path) -> None:
     """The trainer stands still while Ray Train starts, so that its fit is not over by then."""
     epoch_count = 100
