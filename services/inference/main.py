@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from services.inference.context import Inference
 from services.inference.predict import michaniki, routes
 from services.inference.predict.operations import Predictor
-from services.inference.predict.resolution import Resolver, database_lookup
+from services.inference.predict.resolution import Resolver, database_generation, database_lookup
 from services.inference.predict.shadows import Shadows
 from services.inference.replicas import Replicas
 from services.runtime.database import Database
@@ -32,7 +32,8 @@ def build_parts(settings: Settings, database: Database, store: ObjectStore) -> G
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-        resolver, shadows = Resolver(database_lookup(database)), Shadows(replicas)
+        resolver = Resolver(database_lookup(database), database_generation(database))
+        shadows = Shadows(replicas)
         predictor = Predictor(resolver, replicas, shadows, settings.predict_deadline_s)
         app.state.inference = Inference(settings, predictor)
         try:
