@@ -6,9 +6,6 @@ least to their greatest value; embedded colour profiles ignored. The picture is 
 Pillow's antialiasing bilinear filter. Large JPEGs are reduced while they are decoded, never below twice the target:
 five times faster at 12 megapixels, and within about a grey level of decoding them whole.
 
-JPEGs are decoded by libjpeg-turbo (`jpegs`), everything else, and what that refuses, by Pillow; what is an image that
-can be used is Pillow's to say.
-
 Changing what any byte string decodes to means a new `contracts.models.PREPROCESSING_VERSION`.
 
 Array axes: H height, W width, C channel (red, green, blue).
@@ -24,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ray_cluster.vision import jpegs
 from services.contracts.datasets import QuarantineReason
 from services.contracts.errors import ImageRejected
 
@@ -116,7 +112,9 @@ def inspect(data: bytes) -> ImageSize:
     """
     image = _open(data)
     width, height = image.size
-    _pixels(image, data, 1)  # a JPEG's every byte is read all the same, but into 1/64 of the memory
+    image.draft(image.mode, (1, 1))  # a JPEG's every byte is read all the same, but into 1/64 of the memory
+    _load(image)
+    _to_rgb(image)
     if _orientation(image) >= 5:
         width, height = height, width
     return ImageSize(width, height)
@@ -129,9 +127,10 @@ def decode(data: bytes, size: int) -> ImageHWC:
     `details["reason"]` is a `QuarantineReason`.
     """
     image = _open(data)
-    pixels = _pixels(image, data, 2 * size)
+    image.draft(image.mode, (2 * size, 2 * size))
+    _load(image)
     orientation = _orientation(image)
-    square = pixels.resize((size, size), Image.Resampling.BILINEAR)
+    square = _to_rgb(image).resize((size, size), Image.Resampling.BILINEAR)
     if orientation in _TRANSPOSITIONS:  # after the resize: stretching to a square commutes with it, and is smaller
         square = square.transpose(_TRANSPOSITIONS[orientation])
     return np.array(square, dtype=np.uint8)
@@ -182,15 +181,6 @@ def _open(data: bytes) -> Image.Image:
     return image
 
 
-def _pixels(image: Image.Image, data: bytes, least_side: int) -> Image.Image:
-    """All of it in mode RGB; of a large JPEG only so many pixels that each side keeps `least_side`."""
-    if image.mode in ("RGB", "L") and (decoded_HWC := jpegs.decode(data, least_side)) is not None:
-        return Image.fromarray(decoded_HWC)
-    image.draft(image.mode, (least_side, least_side))
-    _load(image)
-    return _to_rgb(image)
-
-
 def _load(image: Image.Image) -> None:
     """Decodes the pixels. A file that ends early is corrupt, however much of it could be shown."""
     try:
@@ -202,7 +192,7 @@ def _load(image: Image.Image) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 where none can be read. After `_pixels`, in which a TIFF turns itself."""
+    """EXIF orientation, 1 to 8; 1 where there is none that can be read. After `_load`, in which a TIFF turns itself."""
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
     except _DECODER_ERRORS:

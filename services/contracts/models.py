@@ -16,7 +16,7 @@ from services.contracts.jobs import ParentVersion, StoredSpec, StoredWeights
 BASE_MODEL = "base"
 """The pretrained classifier's name. No job may publish under it."""
 
-PREPROCESSING_VERSION = 2
+PREPROCESSING_VERSION = 1
 """Names how bytes become pixels (decoder, resize, scaling). Changing any of it means a new number."""
 
 
