@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from services.contracts.errors import RekindleError, RetryLater, Unauthenticated
+from services.contracts.errors import Overloaded, RekindleError, RetryLater, Unauthenticated
 
 MEDIA_TYPE = "application/problem+json"
 VALIDATION_FAILED = "validation_failed"
@@ -153,7 +153,10 @@ def report(request: Request, error: Exception) -> Problem:
         log.error("http.unhandled_error", error_type=type(error).__name__, exc_info=error)
         return make_problem(request, "internal_error", _internal_detail(request))
     problem = problem_of(request, error)
-    if isinstance(error, RetryLater):
+    if isinstance(error, Overloaded):
+        # Of these there are most when there is least time; the request's own line has the status.
+        log.debug("http.overloaded", reason=error.message)
+    elif isinstance(error, RetryLater):
         log.warning("http.retry_later", code=error.code, reason=error.message, exc_info=error.__cause__)
     elif problem.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error("http.internal_error", code=error.code, reason=error.message, exc_info=error)
