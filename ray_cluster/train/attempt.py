@@ -20,7 +20,7 @@ from ray_cluster.predict.prediction import predict
 from ray_cluster.train import stages, trainers
 from ray_cluster.train.base_import import import_base
 from ray_cluster.train.capacity import CapacityWatch
-from ray_cluster.train.choose_stage import BackboneSearch
+from ray_cluster.train.choose_stage import run_choose
 from ray_cluster.train.context import AttemptContext
 from ray_cluster.train.dispatch import Parallelism
 from ray_cluster.train.evaluate_stage import run_evaluate
@@ -119,17 +119,16 @@ def train(context: AttemptContext) -> ModelManifest:
     spec, source_uri = context.record.spec, context.record.source_uri
     if spec is None or source_uri is None:
         raise InternalError(f"job {context.record.job_id} is to train and says not what, or on what")
-    search = BackboneSearch(context, spec) if spec.backbone == AUTO else None
     choice: BackboneChoice | None = None
-    pending = [] if search is not None else _begin_trunks(context, spec)
+    pending = [] if spec.backbone == AUTO else _begin_trunks(context, spec)
     # One that no node could take would outlive the job and ask for a machine for nobody.
     find_trained = find_network if spec.fine_tunes else find_head
     if find_trained(context.store, context.record.job_id) is None:
         place, nodes = context.capacity.place, context.capacity.nodes(trainers.CPUS)
         trainers.prepare(place, nodes, tensorflow=spec.fine_tunes)
     manifest = stages.run_preflight(context, spec, source_uri)
-    if search is not None:
-        choice = search.run(source_uri, manifest)
+    if spec.backbone == AUTO:
+        choice = run_choose(context, spec, source_uri, manifest)
         spec = spec.with_backbone(choice.chosen)
         pending = _begin_trunks(context, spec)
     pooled, *cuts = stages.run_features(context, spec, source_uri, manifest, pending)

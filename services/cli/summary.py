@@ -73,7 +73,6 @@ def _print_backbone_choice(console: Console, choice: BackboneChoice) -> None:
             each.backbone,
             _shown_weights(each.weights),
             str(each.image_size),
-            str(each.feature_dim),
             f"{each.multiply_adds / 1e9:.2f} G",
             f"{each.accuracy:.1%} ± {each.standard_error:.1%}",
             f"{each.loss:.3f}",
@@ -82,15 +81,15 @@ def _print_backbone_choice(console: Console, choice: BackboneChoice) -> None:
         for each in choice.candidates
     ]
     rows += [
-        (each.backbone, _shown_weights(each.weights), str(each.image_size), "", "", "", "", "left out")
+        (each.backbone, _shown_weights(each.weights), str(each.image_size), "", "", "", "left out")
         for each in choice.left_out
     ]
-    columns = ("Backbone", "Weights", "Size", "Features", "Multiply-adds", "Accuracy", "Loss", "")
+    columns = ("Backbone", "Weights", "Size", "Cost", "Accuracy", "Loss", "")
     console.print()
     console.print(make_table(columns, rows))
     console.print(
-        f"Probed on {choice.image_count} images of {choice.class_count} classes, in {choice.fold_count} folds: "
-        f"{choice.reason}",
+        f"Probed on {choice.image_count} images of {choice.class_count} classes, in {choice.fold_count} folds "
+        f"(cost: multiply-adds an image). {choice.reason}",
         markup=False,
     )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ray_cluster.train.capacity import CapacityWatch
-from ray_cluster.train.choose_stage import BackboneSearch
+from ray_cluster.train.choose_stage import run_choose
 from ray_cluster.train.context import AttemptContext
 from ray_cluster.train.dispatch import Parallelism
 from ray_cluster.train.reporter import Reporter
@@ -54,7 +54,7 @@ def told(context: AttemptContext) -> list[ProgressRecord]:
 def test_a_choice_that_was_made_is_kept_and_told_again(context: AttemptContext, tmp_path: Path) -> None:
     context.store.put(names.job_backbone_choice(JOB), CHOICE.model_dump_json().encode())
     asked = spec(tmp_path)
-    assert BackboneSearch(context, asked).run("file:///nowhere", MANIFEST) == CHOICE
+    assert run_choose(context, asked, "file:///nowhere", MANIFEST) == CHOICE
     *_, ended, warned = told(context)
     timing = StageTiming.model_validate(ended.data)
     assert (timing.skipped, timing.backbone_choice) == (True, CHOICE)
@@ -67,5 +67,5 @@ def test_a_choice_that_was_made_is_kept_and_told_again(context: AttemptContext, 
 
 def test_where_no_candidate_can_be_had_the_job_says_why_of_each(context: AttemptContext, tmp_path: Path) -> None:
     with pytest.raises(WeightsUnusable, match=r"none of the 2 candidates .* rekindle_tiny: .*; resnet50: there is no"):
-        BackboneSearch(context, spec(tmp_path)).run("file:///nowhere", MANIFEST)
+        run_choose(context, spec(tmp_path), "file:///nowhere", MANIFEST)
     assert context.store.head(names.job_backbone_choice(JOB)) is None
