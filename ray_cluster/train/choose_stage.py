@@ -98,7 +98,8 @@ def _build(context: AttemptContext, stage: RunningStage, spec: TrainingJobSpec) 
             found.left_out.append(_left_out(candidate, error))
     for candidate, pending in begun:
         try:
-            found.built.append(_Built(pending.recipe.weights, pending.wait(Stage.CHOOSE)))
+            trunk = pending.wait(Stage.CHOOSE)
+            found.built.append(_Built(pending.recipe.weights, trunk))
         except Exception as error:
             cause = unwrap(error)
             if not isinstance(cause, WeightsUnusable):

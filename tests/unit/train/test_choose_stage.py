@@ -3,18 +3,29 @@
 from pathlib import Path
 
 import pytest
+from ray.exceptions import RayTaskError
 
+from ray_cluster.train import stages
 from ray_cluster.train.capacity import CapacityWatch
 from ray_cluster.train.choose_stage import run_choose
 from ray_cluster.train.context import AttemptContext
 from ray_cluster.train.dispatch import Parallelism
 from ray_cluster.train.reporter import Reporter
+from ray_cluster.train.work import Span
 from services.contracts import names
 from services.contracts.base import utc_now
 from services.contracts.datasets import DatasetManifest, PreflightReport
-from services.contracts.errors import WeightsUnusable
+from services.contracts.errors import ObjectStoreUnavailable, WeightsUnusable
 from services.contracts.ids import DatasetId, JobId
-from services.contracts.jobs import JobEventType, JobKind, JobRecord, ProgressRecord, StageTiming, TrainingJobSpec
+from services.contracts.jobs import (
+    JobEventType,
+    JobKind,
+    JobRecord,
+    ProgressRecord,
+    Stage,
+    StageTiming,
+    TrainingJobSpec,
+)
 from services.contracts.resources import Resources
 from services.runtime.objects import open_store
 from tests.servers.choices import CHOICE
@@ -65,7 +76,32 @@ def test_a_choice_that_was_made_is_kept_and_told_again(context: AttemptContext, 
     assert TrainingJobSpec.model_validate(taken.model_dump()) == taken
 
 
-def test_where_no_candidate_can_be_had_the_job_says_why_of_each(context: AttemptContext, tmp_path: Path) -> None:
+class TaskFails:
+    """A trunk that is being built, in a task that fails."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = RayTaskError("build", "traceback", error).as_instanceof_cause()
+        self.spans: list[Span] = []
+
+    def wait(self, stage: Stage) -> None:
+        assert stage is Stage.CHOOSE
+        raise self._error
+
+
+def test_where_no_candidate_can_be_had_the_job_says_why_of_each(
+    context: AttemptContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(WeightsUnusable, match=r"none of the 2 candidates .* rekindle_tiny: .*; resnet50: there is no"):
         run_choose(context, spec(tmp_path), "file:///nowhere", MANIFEST)
+    monkeypatch.setattr(stages, "PendingTrunk", lambda *_: TaskFails(WeightsUnusable("the file does not fit")))
+    with pytest.raises(WeightsUnusable, match="resnet50: the file does not fit"):
+        run_choose(context, spec(tmp_path), "file:///nowhere", MANIFEST)
     assert context.store.head(names.job_backbone_choice(JOB)) is None
+
+
+def test_a_store_that_does_not_answer_leaves_no_candidate_out(
+    context: AttemptContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "PendingTrunk", lambda *_: TaskFails(ObjectStoreUnavailable("no answer")))
+    with pytest.raises(ObjectStoreUnavailable):
+        run_choose(context, spec(tmp_path), "file:///nowhere", MANIFEST)
