@@ -177,7 +177,8 @@ class TrainingJobSpec(Contract):
         """Why a backbone has not got the part that is to be trained; None where each of the possible ones has."""
         if not self.train.startswith("top_blocks:"):
             return None
-        for backbone in (each.backbone for each in self.possible_backbones()):
+        backbones = [each.backbone for each in self.possible_backbones()] if self.backbone == AUTO else [self.backbone]
+        for backbone in backbones:
             most = BACKBONES[backbone].block_count - 1
             if int(self.train.partition(":")[2]) > most:
                 return f"train {self.train!r} is more than {backbone} has: use 'top_blocks:{most}' or less, or 'all'"
