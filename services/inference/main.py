@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from services.inference.context import Inference
-from services.inference.predict import michaniki, routes
+from services.inference.predict import measures, michaniki, routes
 from services.inference.predict.operations import Predictor
 from services.inference.predict.resolution import Resolver, database_generation, database_lookup
 from services.inference.predict.shadows import Shadows
@@ -36,6 +36,7 @@ def build_parts(settings: Settings, database: Database, store: ObjectStore) -> G
         shadows = Shadows(replicas)
         predictor = Predictor(resolver, replicas, shadows, settings.predict_deadline_s)
         app.state.inference = Inference(settings, predictor)
+        measures.WAITING.set_function(replicas.waiting_count)
         try:
             yield
         finally:

@@ -99,6 +99,10 @@ class Replicas:
             await courier.aclose()
         await self._client.aclose()
 
+    def waiting_count(self) -> int:
+        """Images that wait in this gateway for a call to a replica."""
+        return sum(courier.waiting_count for courier in self._couriers.values())
+
     async def check(self) -> None:
         """Raises `ClusterUnavailable` when Serve's proxy does not answer."""
         try:
