@@ -28,8 +28,8 @@ def heat(class_map_HW: FloatArray) -> FloatArray:
 
 
 def overlay(image_HWC: ImageHWC, heat_HW: FloatArray) -> ImageHWC:
-    """The image with the map over all of it, uint8 as the image: yellow to red where the map is high, and untouched
-    where it is 0.
+    """The image in greys with the map over all of it, uint8 as the image: yellow to red where the map is high, grey
+    where it is 0. So all colour is the map's.
 
     The map, 0 to 1, may have any size: it is stretched bilinearly.
     """
@@ -42,7 +42,8 @@ def overlay(image_HWC: ImageHWC, heat_HW: FloatArray) -> ImageHWC:
         axis=-1,
     )
     opacity_HWC = _OPACITY * strength_HW[:, :, np.newaxis]
-    return np.round(image_HWC * (1 - opacity_HWC) + colour_HWC * opacity_HWC).astype(np.uint8)
+    grey_HWC = np.asarray(Image.fromarray(image_HWC).convert("L"))[:, :, np.newaxis]
+    return np.round(grey_HWC * (1 - opacity_HWC) + colour_HWC * opacity_HWC).astype(np.uint8)
 
 
 def png(image_HWC: ImageHWC) -> bytes:

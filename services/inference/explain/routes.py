@@ -125,9 +125,9 @@ def build_router(settings: Settings) -> APIRouter:
     ) -> Explanation | Response:
         """A class activation map: how much each place of one image speaks for a label.
 
-        `png` is the image as it was sent, upright and in its own proportions, reduced to at most 640 pixels a side, and
-        the map over it, yellow to red where there is evidence. Headers have the version, the label and its probability.
-        `json` has the map as an array.
+        `png` is the image as it was sent, upright and in its own proportions, reduced to at most 640 pixels a side, in
+        greys, and the map over it, yellow to red where there is evidence. Headers have the version, the label and its
+        probability. `json` has the map as an array.
 
         Works for every version, fine-tuned ones and `base` included. Which version answers, limits, deadline and what
         is tried again are as for `predict`. A replica computes one explanation at a time, besides predictions; where

@@ -143,13 +143,13 @@ def test_heat_is_the_evidence_for_and_not_that_against() -> None:
     assert heat(np.array([[-4, -1]], np.float32)).tolist() == [[0, 0]]
 
 
-def test_an_overlay_colours_what_is_hot_and_leaves_the_rest_as_it_was() -> None:
-    grey_HWC = np.full((40, 60, 3), 100, np.uint8)
-    drawn_HWC = overlay(grey_HWC, np.array([[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]], np.float32))
-    assert (drawn_HWC[20:] == 100).all()
-    assert (drawn_HWC[:, 30:] == 100).all()
+def test_an_overlay_colours_what_is_hot_and_leaves_the_rest_grey() -> None:
+    blue_HWC = np.full((40, 60, 3), (0, 0, 255), np.uint8)
+    drawn_HWC = overlay(blue_HWC, np.array([[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]], np.float32))
+    assert (drawn_HWC[20:] == 29).all()  # the luminance of blue
+    assert (drawn_HWC[:, 30:] == 29).all()
     red, green, blue = drawn_HWC[3, 3].tolist()
-    assert red > 180
+    assert red > 160
     assert green < 100
     assert blue < 60
     shown = Image.open(io.BytesIO(png(drawn_HWC)))
