@@ -17,6 +17,7 @@ COMMANDS = {
     "up": "services.cli.up",
     "train": "services.cli.train",
     "predict": "services.cli.predict",
+    "explain": "services.cli.explain",
     "label": "services.cli.label",
     "datasets": "services.cli.datasets",
     "jobs": "services.cli.jobs",

@@ -371,7 +371,7 @@ def test_gateways_run_what_is_there_and_have_time_to_end(
 
 def test_every_path_of_the_api_reaches_a_gateway_that_has_it(overlay: str, documents: list[Document]) -> None:
     predictions, others = api_paths("inference"), api_paths("training")
-    assert predictions == {"/v1/models/x/predict", "/inceptionV3/predict"}
+    assert predictions == {"/v1/models/x/predict", "/v1/models/x/explain", "/inceptionV3/predict"}
     commands = {name: containers(templates(documents)[name])[0]["command"][2] for name in GATEWAYS}
     if overlay == "kind":
         assert not of_kind(documents, "Ingress")
