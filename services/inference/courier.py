@@ -99,6 +99,11 @@ class Courier(Generic[Answer]):
             self._waiting.discard(parcel.model, waiting)  # its place is for others
             raise
 
+    @property
+    def waiting_count(self) -> int:
+        """Parcels in the queue."""
+        return len(self._waiting)
+
     async def ask_alone(self, parcel: Parcel) -> Answer:
         """The parcel's answer by a call of its own, at once and besides the others."""
         (answer,) = await self._send([parcel])

@@ -51,6 +51,7 @@ PROBLEM_KINDS: Mapping[str, ProblemKind] = {
     "too_many_quarantined": ProblemKind(422, "Too many files cannot be used"),
     "dataset_not_ready": ProblemKind(409, "The dataset's upload is not complete"),
     "image_rejected": ProblemKind(422, "The image cannot be used"),
+    "label_unknown": ProblemKind(422, "The model has no such label"),
     "parent_unusable": ProblemKind(422, "The parent version cannot be trained on"),
     "weights_unusable": ProblemKind(422, "The weights cannot be used"),
     "unavailable": ProblemKind(503, "Not available at the moment"),
