@@ -75,9 +75,14 @@ class Batcher(Generic[Item, Result]):
             raise
 
     @property
+    def waiting_count(self) -> int:
+        """Items in the queue."""
+        return len(self._waiting)
+
+    @property
     def waiting_share(self) -> float:
         """How full the queue is, 0 to 1."""
-        return len(self._waiting) / self._waiting.capacity
+        return self.waiting_count / self._waiting.capacity
 
     def _overloaded(self, flow: str) -> Overloaded:
         return Overloaded(

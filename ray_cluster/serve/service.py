@@ -10,7 +10,8 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -97,6 +98,16 @@ class ExplainQuery(BaseModel):
     format: ExplanationFormat = "json"
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a replica has in memory."""
+
+    waiting: int
+    """Images that wait for a thread."""
+    heads: int
+    head_bytes: int
+
+
 class TrunkService:
     """Handles `POST …/predict`, `…/predict-batch` and `…/explain`. See `contracts/serving.py` for what it answers."""
 
@@ -108,18 +119,30 @@ class TrunkService:
         *,
         tail_cache_bytes: int,
         max_waiting: int,
+        on_batch: Callable[[int, float], None] = lambda _images, _seconds: None,
     ) -> None:
         """`engines` all run `trunk`; as many threads share them.
 
         At most `max_waiting` images queue for a thread; models share the queue fairly, all versions of one together.
+        `on_batch` is told of each batch how many images it had and how many seconds they took, in the batch's thread.
         """
         self._store = store
         self._trunk = trunk
         self._tails: TailCache[TailKey, LabelledTail] = TailCache(self._load_tail, tail_cache_bytes)
         self._challengers = 0
         classifier = Classifier(engines, trunk.image_size)
+
+        def answer(questions: Sequence[Question]) -> Sequence[Answer | Exception]:
+            started_at = time.perf_counter()
+            answers = classifier.answer(questions)
+            on_batch(len(questions), time.perf_counter() - started_at)
+            return answers
+
         self._batcher: Batcher[Question, Answer] = Batcher(
-            classifier.answer, workers=len(engines), max_batch=MAX_BATCH, max_waiting=max_waiting
+            answer,
+            workers=len(engines),
+            max_batch=MAX_BATCH,
+            max_waiting=max_waiting,
         )
         self._explanations: Batcher[WhyQuestion, ReplicaExplanation | DrawnExplanation] = Batcher(
             Explainer(store, trunk, classifier.features, busy=lambda: self._batcher.is_running).answer,
@@ -186,6 +209,10 @@ class TrunkService:
     def waiting_share(self) -> float:
         """How full the queue of images is, 0 to 1."""
         return self._batcher.waiting_share
+
+    def standing(self) -> Standing:
+        """As of now."""
+        return Standing(self._batcher.waiting_count, len(self._tails), self._tails.used_bytes)
 
     def check_health(self) -> None:
         """Raises `InternalError` when the engine hangs."""

@@ -21,11 +21,13 @@ COMMANDS = {
     "label": "services.cli.label",
     "datasets": "services.cli.datasets",
     "jobs": "services.cli.jobs",
+    "receipt": "services.cli.receipt",
     "labels": "services.cli.labels",
     "models": "services.cli.models",
     "keys": "services.cli.keys",
     "restore": "services.cli.restore",
     "gc": "services.cli.gc",
+    "cost": "services.cli.cost",
 }
 """Modules with `app`, a Typer of one command or several."""
 

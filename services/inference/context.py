@@ -24,7 +24,7 @@ class Inference:
     fetches: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(FETCH_THREADS))
 
 
-def inference_of(request: Request) -> Inference:
+async def inference_of(request: Request) -> Inference:
     """The gateway's dependencies, as its lifespan put them on the application."""
     value: object = request.app.state.inference
     if not isinstance(value, Inference):

@@ -8,9 +8,9 @@ from fastapi import FastAPI
 from services.inference.context import Inference
 from services.inference.explain import routes as explain_routes
 from services.inference.explain.operations import Explainer
-from services.inference.predict import michaniki, routes
+from services.inference.predict import measures, michaniki, routes
 from services.inference.predict.operations import Predictor
-from services.inference.predict.resolution import Resolver, database_lookup
+from services.inference.predict.resolution import Resolver, database_generation, database_lookup
 from services.inference.predict.shadows import Shadows
 from services.inference.replicas import Replicas
 from services.runtime.database import Database
@@ -34,8 +34,10 @@ def build_parts(settings: Settings, database: Database, store: ObjectStore) -> G
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-        resolver, shadows = Resolver(database_lookup(database)), Shadows(replicas)
+        resolver = Resolver(database_lookup(database), database_generation(database))
+        shadows = Shadows(replicas)
         predictor = Predictor(resolver, replicas, shadows, settings.predict_deadline_s)
+        measures.WAITING.set_function(replicas.waiting_count)
         explainer = Explainer(resolver, replicas, settings.predict_deadline_s)
         app.state.inference = Inference(settings, predictor, explainer)
         try:

@@ -42,7 +42,7 @@ MAX_CONNECTIONS = 512
 CALLS_AT_ONCE = 3
 """Calls under way to a trunk, for each replica that it may have: enough that a replica finds the next one waiting."""
 MAX_WAITING = 256
-"""Images of a trunk that wait in this gateway; more are refused."""
+"""Images of a trunk that wait in this gateway at most; more are refused, and fewer where they are answered slowly."""
 MODEL_CONNECTIONS = 128
 """Images of one model that are asked for with a challenger at a time; more wait for each other, not for the connections
 of the rest."""
@@ -113,6 +113,10 @@ class Replicas:
             await courier.aclose()
         await self._client.aclose()
 
+    def waiting_count(self) -> int:
+        """Images that wait in this gateway for a call to a replica."""
+        return sum(courier.waiting_count for courier in self._couriers.values())
+
     async def check(self) -> None:
         """Raises `ClusterUnavailable` when Serve's proxy does not answer."""
         try:
@@ -123,6 +127,12 @@ class Replicas:
             ) from error
         if not response.is_success:
             raise ClusterUnavailable(f"Ray Serve at {self._client.base_url} answers with {response.status_code}")
+
+    def check_room(self, served: ServedVersion) -> None:
+        """Raises `Overloaded` where an image for the version would be refused now. Costs next to nothing."""
+        courier = self._couriers.get(served.trunk_id)
+        if courier is not None:
+            courier.check_room(served.model_name)
 
     async def predict(self, served: ServedVersion, image: bytes, top_k: int, deadline: float) -> list[Prediction]:
         """The image's predictions, most probable first.

@@ -37,6 +37,7 @@ from services.inference.predict.queries import VersionChoice
 from services.inference.predict.routes import TAG
 from services.inference.replica_answers import ExplainedMap
 from services.runtime.auth import Principal, Scope, require
+from services.runtime.disconnect import unless_client_leaves
 from services.runtime.problems import problem_responses, request_id_of
 from services.runtime.settings import Settings
 
@@ -140,7 +141,8 @@ def build_router(settings: Settings) -> APIRouter:
             if len(images) != 1:
                 raise _invalid("body", FORM_FIELD, f"send one image at a time: these are {len(images)}")
             form = format or _accepted(request.headers.get("accept", ""))
-            explained = await context.explainer.explain(choice, images[0], label, form, request_id)
+            explaining = context.explainer.explain(choice, images[0], label, form, request_id)
+            explained = await unless_client_leaves(request, explaining)
         if isinstance(explained.answer, ExplainedMap):
             return as_array(explained, explained.answer)
         prediction = explained.answer.prediction

@@ -40,9 +40,9 @@ def test_every_command_explains_itself(command: str) -> None:
     assert f"Usage: rekindle {command}" in result.output
 
 
-@pytest.mark.parametrize(
-    "module", ["main", "train", "predict", "explain", "label", "labels", "datasets", "jobs", "models"]
-)
+@pytest.mark.parametrize("module", [
+    "main", "train", "predict", "explain", "label", "labels", "datasets", "jobs", "receipt", "models", "cost",
+])  # fmt: skip
 def test_clients_commands_import_nothing_of_the_server(module: str) -> None:
     program = f"import sys, services.cli.{module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
