@@ -90,6 +90,11 @@ class Batcher(Generic[Item, Result]):
             f"{flow!r}; try again"
         )
 
+    @property
+    def is_running(self) -> bool:
+        """Whether a batch is in progress; may be asked from any thread."""
+        return bool(self._batch_started)
+
     def longest_running_s(self) -> float:
         """How long ago the oldest batch now in progress was started, in seconds; 0 when idle."""
         return time.monotonic() - min(self._batch_started.values()) if self._batch_started else 0.0

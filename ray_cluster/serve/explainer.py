@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ray_cluster.serve.breaks import Breaks
 from ray_cluster.serve.model_tails import LabelledTail, TailKey, read_network
 from ray_cluster.vision.engines import read_flatbuffer
 from ray_cluster.vision.heat_maps import heat, overlay, png
@@ -73,12 +74,15 @@ class Explainer:
         trunk: TrunkManifest,
         features: Callable[[npt.NDArray[np.uint8]], FloatArray],
         network_bytes: int = NETWORK_BYTES,
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`features` runs the trunk; fine-tuned versions need it."""
+        """`features` runs the trunk; fine-tuned versions need it. While it is `busy` with predictions, explanations
+        take breaks."""
         self._store = store
         self._trunk = trunk
         self._features = features
         self._network_bytes = network_bytes
+        self._breaks = Breaks(busy)
         self._networks: OrderedDict[TailKey | None, MappedNetwork] = OrderedDict()
         """By version; the trunk's has None."""
 
@@ -87,7 +91,11 @@ class Explainer:
 
         Raises `ImageRejected`, and as `load_tail` does where a network has to be read.
         """
-        return [self._explain(question) for question in questions]
+        explained: list[ReplicaExplanation | DrawnExplanation] = []
+        for question in questions:
+            with self._breaks.before():
+                explained.append(self._explain(question))
+        return explained
 
     def _explain(self, question: WhyQuestion) -> ReplicaExplanation | DrawnExplanation:
         pixels_BHWC = decode(question.image, self._trunk.image_size)[np.newaxis]

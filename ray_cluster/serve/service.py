@@ -67,7 +67,7 @@ CHALLENGERS_UNTIL = 0.5
 
 EXPLANATIONS_WAITING = 16
 """Explanations that wait for the one that is computed; more are refused. One thread computes them, besides those of the
-engines, so however many are asked for, predictions lose the share of one thread."""
+engines and with breaks, so however many are asked for, predictions lose a quarter of a thread."""
 LABELS_SHOWN = 20
 """Of a version, to one who asks for a label that it does not have."""
 
@@ -145,7 +145,7 @@ class TrunkService:
             max_waiting=max_waiting,
         )
         self._explanations: Batcher[WhyQuestion, ReplicaExplanation | DrawnExplanation] = Batcher(
-            Explainer(store, trunk, classifier.features).answer,
+            Explainer(store, trunk, classifier.features, busy=lambda: self._batcher.is_running).answer,
             workers=1,
             max_batch=1,
             max_waiting=EXPLANATIONS_WAITING,

