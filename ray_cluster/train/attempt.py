@@ -20,6 +20,7 @@ from ray_cluster.predict.prediction import predict
 from ray_cluster.train import stages, trainers
 from ray_cluster.train.base_import import import_base
 from ray_cluster.train.capacity import CapacityWatch
+from ray_cluster.train.choose_stage import run_choose
 from ray_cluster.train.context import AttemptContext
 from ray_cluster.train.dispatch import Parallelism
 from ray_cluster.train.evaluate_stage import run_evaluate
@@ -32,8 +33,17 @@ from services.contracts.base import utc_now
 from services.contracts.batch_predictions import BatchResult
 from services.contracts.errors import InternalError, RetryLater
 from services.contracts.ids import JobId
-from services.contracts.jobs import AttemptOutcome, Failure, JobKind, JobRecord, PublishedModel
-from services.contracts.models import ModelManifest, TrunkRecipe
+from services.contracts.jobs import (
+    AUTO,
+    AttemptOutcome,
+    BackboneChoice,
+    Failure,
+    JobKind,
+    JobRecord,
+    PublishedModel,
+    TrainingJobSpec,
+)
+from services.contracts.models import ModelManifest
 from services.runtime.objects import ObjectStore, open_store
 
 _log = logging.getLogger(__name__)
@@ -109,23 +119,35 @@ def train(context: AttemptContext) -> ModelManifest:
     spec, source_uri = context.record.spec, context.record.source_uri
     if spec is None or source_uri is None:
         raise InternalError(f"job {context.record.job_id} is to train and says not what, or on what")
-    recipe = TrunkRecipe(backbone=spec.backbone, weights=spec.resolved_weights(), image_size=spec.resolved_image_size())
-    pending = [stages.PendingTrunk(context, recipe)]
-    if spec.fine_tunes:
-        cut = "input" if spec.train == "all" else spec.train
-        pending.append(stages.PendingTrunk(context, recipe.model_copy(update={"cut": cut})))
+    choice: BackboneChoice | None = None
+    pending = [] if spec.backbone == AUTO else _begin_trunks(context, spec)
     # One that no node could take would outlive the job and ask for a machine for nobody.
     find_trained = find_network if spec.fine_tunes else find_head
     if find_trained(context.store, context.record.job_id) is None:
         place, nodes = context.capacity.place, context.capacity.nodes(trainers.CPUS)
         trainers.prepare(place, nodes, tensorflow=spec.fine_tunes)
     manifest = stages.run_preflight(context, spec, source_uri)
+    if spec.backbone == AUTO:
+        choice = run_choose(context, spec, source_uri, manifest)
+        spec = spec.with_backbone(choice.chosen)
+        pending = _begin_trunks(context, spec)
     pooled, *cuts = stages.run_features(context, spec, source_uri, manifest, pending)
     trained = stages.run_fit(context, spec, source_uri, manifest, pooled)
     for cut_trunk in cuts:
         trained = stages.run_fine_tune(context, spec, source_uri, manifest, trained, cut_trunk)
     evaluated = run_evaluate(context, spec, source_uri, manifest, trained)
-    return stages.run_publish(context, spec, manifest, trained, evaluated)
+    return stages.run_publish(context, spec, manifest, trained, evaluated, choice)
+
+
+def _begin_trunks(context: AttemptContext, spec: TrainingJobSpec) -> list[stages.PendingTrunk]:
+    """The trunk that gives pooled features and, where more than a head is trained, the one that ends at the cut."""
+    (backbone,) = spec.possible_backbones()
+    recipe = stages.recipe_of(backbone)
+    pending = [stages.PendingTrunk(context, recipe)]
+    if spec.fine_tunes:
+        cut = "input" if spec.train == "all" else spec.train
+        pending.append(stages.PendingTrunk(context, recipe.model_copy(update={"cut": cut})))
+    return pending
 
 
 def _write_outcome(

@@ -10,7 +10,7 @@ from ray_cluster.train.reporter import Reporter
 from ray_cluster.train.work import Span, Watch, by_machine, covered_s
 from services.contracts.base import utc_now
 from services.contracts.ids import TrunkId
-from services.contracts.jobs import JobRecord, Stage, StageTiming
+from services.contracts.jobs import BackboneChoice, JobRecord, Stage, StageTiming
 from services.runtime.objects import ObjectStore
 
 
@@ -40,6 +40,10 @@ class RunningStage(Watch):
     def skip(self) -> None:
         """Nothing had to be done."""
         self.skipped = True
+
+    def chose(self, choice: BackboneChoice) -> None:
+        """The stage's end will tell it."""
+        self.timing = self.timing.model_copy(update={"backbone_choice": choice})
 
     def found_trunk(self, trunk_id: TrunkId) -> None:
         """Reports the trunk, which the gateway has served from then on: starting that takes as long as training."""

@@ -14,6 +14,7 @@ from ray_cluster.train.softmax_problem import HeadProblem, Rows
 from ray_cluster.vision.tails import Tail
 from ray_cluster.vision.verified import read_verified
 from services.contracts.datasets import DatasetManifest, Split
+from services.contracts.jobs import TrainingJobSpec
 from services.contracts.models import Fingerprint
 from services.runtime.objects import ObjectStore
 
@@ -96,14 +97,18 @@ def load(store: ObjectStore, job: FitJob, map_shards: ShardMap) -> HeadLoop:
     }
     starts = _starts(store, job, manifest, standards)
     problem = HeadProblem(training, validation, classes, starts, map_shards)
-    settings = FitSettings(
-        max_epochs=job.spec.epochs,
+    return HeadLoop(problem, standards, settings_of(job.spec, refit=refit, validates=problem.validates))
+
+
+def settings_of(spec: TrainingJobSpec, *, refit: bool, validates: bool) -> FitSettings:
+    """How the spec wants a head fitted; `validates`: there are images to validate on."""
+    return FitSettings(
+        max_epochs=spec.epochs,
         tolerance=head_recipe.TOLERANCE,
-        patience=job.spec.early_stopping.patience if job.spec.early_stopping else None,
+        patience=spec.early_stopping.patience if spec.early_stopping else None,
         refit=refit,
-        weight_decays=head_recipe.weight_decays(job.spec, validates=problem.validates),
+        weight_decays=head_recipe.weight_decays(spec, validates=validates),
     )
-    return HeadLoop(problem, standards, settings)
 
 
 def _starts(

@@ -21,10 +21,10 @@ from ray_cluster.train.work import Done, Span
 from ray_cluster.vision import trunks
 from services.contracts import names
 from services.contracts.base import utc_now
-from services.contracts.datasets import DatasetManifest
+from services.contracts.datasets import DatasetManifest, ImageRecord
 from services.contracts.errors import InternalError, NotFound
 from services.contracts.ids import DatasetId
-from services.contracts.jobs import Stage, TrainingJobSpec
+from services.contracts.jobs import BackboneCandidate, BackboneChoice, Stage, TrainingJobSpec
 from services.contracts.models import ModelManifest, ObjectRef, TrunkManifest, TrunkRecipe
 from services.runtime.objects import open_store
 
@@ -37,27 +37,36 @@ class PendingTrunk:
 
     def __init__(self, context: AttemptContext, recipe: TrunkRecipe) -> None:
         """Begins. Raises `WeightsUnusable`."""
-        recipe = trunks.resolve_recipe(recipe)
-        self._found = trunks.find_trunk(context.store, recipe)
+        self.recipe = trunks.resolve_recipe(recipe)
+        """Names the content of its weights, where they are a file."""
+        self._found = trunks.find_trunk(context.store, self.recipe)
         self._context = context
-        self._recipe = recipe
         self.spans: list[Span] = []
         """When it was built; empty where it was there."""
         place = context.capacity.place
         self._begun = None if self._found else (self._build(place), place)
 
-    def wait(self) -> TrunkManifest:
-        """Raises what building it raised, e.g. `WeightsUnusable`."""
+    def wait(self, stage: Stage = Stage.FEATURES) -> TrunkManifest:
+        """Raises what building it raised, e.g. `WeightsUnusable`. `stage` is what waits for it."""
         if self._found is None:
             assert self._begun is not None  # noqa: S101
-            built = dispatch.run_one(self._build, self._begun, self._context.capacity, Stage.FEATURES)
+            built = dispatch.run_one(self._build, self._begun, self._context.capacity, stage)
             self.spans.append(built.span)
             self._found = built.result
         return self._found
 
     def _build(self, place: Place) -> "ray.ObjectRef[Done[TrunkManifest]]":
         task = tasks.build_trunk_task.options(label_selector=place.selector())
-        return task.remote(self._context.bucket_uri, self._recipe)
+        return task.remote(self._context.bucket_uri, self.recipe)
+
+
+def recipe_of(candidate: BackboneCandidate) -> TrunkRecipe:
+    """The trunk that gives a backbone's pooled features."""
+    return TrunkRecipe(
+        backbone=candidate.backbone,
+        weights=candidate.resolved_weights(),
+        image_size=candidate.resolved_image_size(),
+    )
 
 
 def run_preflight(context: AttemptContext, spec: TrainingJobSpec, source_uri: str) -> DatasetManifest:
@@ -101,20 +110,31 @@ def run_features(
         built = [each.wait() for each in pending]
         stage.spans += [span for each in pending for span in each.spans]
         stage.found_trunk(built[-1].trunk_id)
-        with stage.working():
-            works = [(trunk, work) for trunk in built for work in _plan(context, spec, manifest, trunk)]
-        total = sum(len(work.images) for _, work in works)
-        if not works:
+        needed = fit_data.views_needed(manifest, spec)
+        if not compute_features(context, stage, source_uri, built, needed):
             stage.skip()
-        done = 0
-        context.reporter.progress(Stage.FEATURES, done, total, "images")
-        submit = _submitter(context, source_uri)
-        results = dispatch.run_bounded(submit, works, context.parallelism, context.capacity, Stage.FEATURES)
-        for _, computed in results:
-            stage.spans.append(computed.span)
-            done += computed.result
-            context.reporter.progress(Stage.FEATURES, done, total, "images")
     return built
+
+
+def compute_features(
+    context: AttemptContext,
+    stage: RunningStage,
+    source_uri: str,
+    built: Sequence[TrunkManifest],
+    needed: Sequence[tuple[ImageRecord, Sequence[int]]],
+) -> bool:
+    """Computes what is not cached yet of these images and views, on each trunk. Whether anything was missing."""
+    name = stage.timing.stage
+    with stage.working():
+        works = [(trunk, work) for trunk in built for work in _plan(context, needed, trunk)]
+    done, total = 0, sum(len(work.images) for _, work in works)
+    context.reporter.progress(name, done, total, "images")
+    submit = _submitter(context, source_uri)
+    for _, computed in dispatch.run_bounded(submit, works, context.parallelism, context.capacity, name):
+        stage.spans.append(computed.span)
+        done += computed.result
+        context.reporter.progress(name, done, total, "images")
+    return bool(works)
 
 
 def run_fit(
@@ -170,8 +190,9 @@ def run_publish(
     manifest: DatasetManifest,
     trained: TrainedModel,
     evaluated: Evaluated,
+    choice: BackboneChoice | None,
 ) -> ModelManifest:
-    """Makes the version visible, whole."""
+    """Makes the version visible, whole. `choice` is how its backbone was chosen, where the job did not name it."""
 
     def describe(version: int, tail_ref: ObjectRef, predictions_ref: ObjectRef | None) -> ModelManifest:
         return ModelManifest(
@@ -190,6 +211,7 @@ def run_publish(
             evaluation=evaluated.evaluation,
             fit=trained.report,
             parent_comparison=evaluated.parent_comparison,
+            backbone_choice=choice,
             predictions=predictions_ref,
             fingerprint=trained.checkpoint.manifest.fingerprint,
         )
@@ -235,14 +257,14 @@ def _inspect(
 
 
 def _plan(
-    context: AttemptContext, spec: TrainingJobSpec, manifest: DatasetManifest, trunk: TrunkManifest
+    context: AttemptContext, needed: Sequence[tuple[ImageRecord, Sequence[int]]], trunk: TrunkManifest
 ) -> list[FeatureWork]:
     """What is not cached yet of the trunk's features; nothing where they are the pixels."""
     if trunk.is_identity:
         return []
     index = FeatureIndex.load(context.store, trunk.trunk_id)
     at_a_time = context.parallelism.count(context.capacity.place)
-    return features.plan(index, fit_data.views_needed(manifest, spec), at_a_time)
+    return features.plan(index, needed, at_a_time)
 
 
 def _submitter(

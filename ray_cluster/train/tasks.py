@@ -15,9 +15,12 @@ from ray_cluster.train.features import FeatureIndex, FeatureWork, compute_shard
 from ray_cluster.train.here import here
 from ray_cluster.train.inspection import Inspected, inspect_files
 from ray_cluster.train.listing import ListedFile
+from ray_cluster.train.probe import ProbeScore, probe
+from ray_cluster.train.probe_sample import ProbeSample
 from ray_cluster.train.work import Done, Watch
 from services.contracts.datasets import ImageRecord
 from services.contracts.ids import DatasetId
+from services.contracts.jobs import TrainingJobSpec
 from services.contracts.models import TrunkManifest, TrunkRecipe
 from services.runtime.objects import open_store
 
@@ -44,6 +47,15 @@ def feature_task(bucket_uri: str, source_uri: str, trunk: TrunkManifest, work: F
     with watch.working():
         compute_shard(open_store(bucket_uri), open_store(source_uri), trunk, work)
     return Done(len(work.images), watch.spans[0])
+
+
+@ray.remote(num_cpus=TASK_CPUS, max_retries=MAX_RETRIES)
+def probe_task(bucket_uri: str, trunk: TrunkManifest, sample: ProbeSample, spec: TrainingJobSpec) -> Done[ProbeScore]:
+    """`probe` on some node."""
+    watch = Watch(here())
+    with watch.working():
+        score = probe(open_store(bucket_uri), trunk, sample, spec)
+    return Done(score, watch.spans[0])
 
 
 @ray.remote(num_cpus=TASK_CPUS, max_retries=MAX_RETRIES)

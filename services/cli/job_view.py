@@ -17,6 +17,7 @@ from services.contracts.jobs import (
 
 STAGE_TITLES = {
     Stage.PREFLIGHT: "Reading every image",
+    Stage.CHOOSE: "Choosing the backbone",
     Stage.FEATURES: "Computing features",
     Stage.FIT: "Training the head",
     Stage.FINE_TUNE: "Fine-tuning",
@@ -92,10 +93,9 @@ class JobView:
         if timing.finished_at is None:
             self.progress = None
             return []
-        title = STAGE_TITLES[timing.stage]
-        if timing.skipped:
-            return [f"{title}: done before"]
-        return [f"{title}: {duration_s(timing):.1f} s"]
+        took = "done before" if timing.skipped else f"{duration_s(timing):.1f} s"
+        lines = [f"{STAGE_TITLES[timing.stage]}: {took}"]
+        return lines if timing.backbone_choice is None else [*lines, timing.backbone_choice.reason]
 
     @property
     def title(self) -> str:

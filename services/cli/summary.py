@@ -4,7 +4,7 @@ from rich.console import Console
 
 from services.cli.job_view import STAGE_TITLES, duration_s
 from services.cli.session import make_table, shown_share
-from services.contracts.jobs import BatchPrediction, TrainingJob
+from services.contracts.jobs import BackboneChoice, BatchPrediction, TrainingJob, Weights, WeightsUri
 from services.contracts.models import Evaluation, FitReport, ModelVersion, ParentComparison
 
 
@@ -15,6 +15,8 @@ def print_job_summary(
     _print_course(console, job, warnings=warnings)
     if version is not None:
         print_version(console, version)
+    elif job.backbone_choice is not None:
+        _print_backbone_choice(console, job.backbone_choice)
 
 
 def print_prediction_summary(console: Console, prediction: BatchPrediction, *, warnings: bool = True) -> None:
@@ -53,6 +55,8 @@ def print_version(console: Console, version: ModelVersion) -> None:
     if version.evaluation is not None:
         console.print()
         _print_evaluation(console, version.evaluation)
+    if version.backbone_choice is not None:
+        _print_backbone_choice(console, version.backbone_choice)
     if version.fit is not None:
         _print_fit(console, version.fit)
     if version.parent_comparison is not None:
@@ -61,6 +65,37 @@ def print_version(console: Console, version: ModelVersion) -> None:
         f"\nModel [bold]{version.model_name}[/] version [bold]{version.version}[/]: {version.backbone}, "
         f"{len(version.labels)} classes, {version.train_image_count} training images, job {version.job_id}"
     )
+
+
+def _print_backbone_choice(console: Console, choice: BackboneChoice) -> None:
+    rows = [
+        (
+            each.backbone,
+            _shown_weights(each.weights),
+            str(each.image_size),
+            f"{each.multiply_adds / 1e9:.2f} G",
+            f"{each.accuracy:.1%} ± {each.standard_error:.1%}",
+            f"{each.loss:.3f}",
+            "chosen" if each.chosen else "",
+        )
+        for each in choice.candidates
+    ]
+    rows += [
+        (each.backbone, _shown_weights(each.weights), str(each.image_size), "", "", "", "left out")
+        for each in choice.left_out
+    ]
+    columns = ("Backbone", "Weights", "Size", "Cost", "Accuracy", "Loss", "")
+    console.print()
+    console.print(make_table(columns, rows))
+    console.print(
+        f"Probed on {choice.image_count} images of {choice.class_count} classes, in {choice.fold_count} folds "
+        f"(cost: multiply-adds an image). {choice.reason}",
+        markup=False,
+    )
+
+
+def _shown_weights(weights: Weights) -> str:
+    return weights.uri.rpartition("/")[2] if isinstance(weights, WeightsUri) else weights
 
 
 def _print_fit(console: Console, fit: FitReport) -> None:

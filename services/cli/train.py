@@ -1,5 +1,6 @@
 """`rekindle train`."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,11 +12,12 @@ from services.cli.sources import find_or_add_dataset, is_uri
 from services.cli.summary import print_job_summary
 from services.client import Rekindle
 from services.contracts.backbones import BackboneName
-from services.contracts.jobs import JobState, TrainingJob, TrainingJobSpec
+from services.contracts.jobs import AUTO, JobState, TrainingJob, TrainingJobSpec
 from services.contracts.models import ModelVersion
 
 app = typer.Typer(add_completion=False)
 _NAMED_WEIGHTS = ("imagenet", "bundled")
+_CANDIDATE = re.compile(r"(?P<backbone>\w+)(?:@(?P<size>\d{1,5}))?(?:=(?P<weights>.+))?")
 
 
 def weights_field(weights: str, sha256: str | None) -> Any:
@@ -32,6 +34,26 @@ def weights_field(weights: str, sha256: str | None) -> Any:
             raise FileNotFoundError(f"no weights file {file}: name a file, an s3:// URI, or one of {_NAMED_WEIGHTS}")
         weights = file.as_uri()
     return {"uri": weights, "sha256": sha256}
+
+
+def candidates_field(candidates: list[str]) -> list[dict[str, Any]]:
+    """The spec's `candidates` for what was typed. Raises `typer.BadParameter`, and `FileNotFoundError` for weights."""
+    fields: list[dict[str, Any]] = []
+    for candidate in candidates:
+        match = _CANDIDATE.fullmatch(candidate)
+        if match is None:
+            raise typer.BadParameter(
+                "--candidate wants BACKBONE[@SIZE][=WEIGHTS], e.g. --candidate resnet50@160=weights/resnet50.h5"
+            )
+        size, weights = match["size"], match["weights"]
+        fields.append(
+            {
+                "backbone": match["backbone"],
+                "image_size": None if size is None else int(size),
+                "weights": None if weights is None else weights_field(weights, None),
+            }
+        )
+    return fields
 
 
 def parent_field(model: str | None, version: int | None) -> Any:
@@ -70,7 +92,19 @@ def train(
         list[str] | None,
         typer.Option(metavar="OLD=NEW", help="What a class of the parent is called now. May be given several times."),
     ] = None,
-    backbone: Annotated[BackboneName | None, typer.Option(help="The pretrained network.")] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help=f"The pretrained network: {', '.join(BackboneName)}; or {AUTO}, which tries several."
+        ),
+    ] = None,
+    candidate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BACKBONE[@SIZE][=WEIGHTS]",
+            help="What --backbone auto chooses from. May be given several times. (default: five with ImageNet weights)",
+        ),
+    ] = None,
     weights: Annotated[str | None, typer.Option(help="`imagenet`, `bundled`, a file, or an s3:// URI.")] = None,
     weights_sha256: Annotated[
         str | None, typer.Option(help="Refuse the weights where their SHA-256 is another.")
@@ -111,6 +145,7 @@ def train(
         "parent": parent_field(parent, parent_version),
         "rename_classes": None if rename_class is None else renames_field(rename_class),
         "backbone": backbone,
+        "candidates": None if candidate is None else candidates_field(candidate),
         "weights": None if weights is None else weights_field(weights, weights_sha256),
         "image_size": image_size,
         "train": part,

@@ -11,7 +11,7 @@ from services.contracts.aliases import ModelAlias
 from services.contracts.backbones import BackboneName
 from services.contracts.base import Contract, ObjectRef, Sha256, StoredContract, stored
 from services.contracts.ids import JobId, TrunkId
-from services.contracts.jobs import ParentVersion, StoredSpec, StoredWeights
+from services.contracts.jobs import BackboneChoice, ParentVersion, StoredSpec, StoredWeights
 
 BASE_MODEL = "base"
 """The pretrained classifier's name. No job may publish under it."""
@@ -204,13 +204,18 @@ class ModelManifest(StoredContract):
     )
     tail_sha256: Sha256 = Field(description="Over the tail's tensors alone: equal for equal weights.")
     labels: list[str]
-    spec: StoredSpec | None
+    spec: StoredSpec | None = Field(
+        description="That it was trained with; of `backbone: auto`, with the backbone that was chosen. Null for `base`."
+    )
     dataset_content_sha256: Sha256 | None
     train_image_count: int
     evaluation: Evaluation | None
     fit: FitReport | None = Field(default=None, description="Null for `base`.")
     parent_comparison: ParentComparison | None = Field(
         default=None, description="Of a retrained version; null for one without a parent."
+    )
+    backbone_choice: BackboneChoice | None = Field(
+        default=None, description="Of a version whose job asked for `backbone: auto`; null for others."
     )
     predictions: ObjectRef | None = Field(description="Per-image predictions on the evaluated split, JSON lines.")
     fingerprint: Fingerprint | None
@@ -242,6 +247,9 @@ class ModelVersion(Contract):
     fit: FitReport | None = Field(description="How the head was trained; null for `base`.")
     parent_comparison: ParentComparison | None = Field(
         description="Beside the version it was retrained from; null for one without a parent."
+    )
+    backbone_choice: BackboneChoice | None = Field(
+        description="How its backbone was chosen; null where the job named it."
     )
     weights_sha256: Sha256 = Field(description="Over the trained weights; equal for equal weights.")
     trunk_id: TrunkId

@@ -57,6 +57,11 @@ def job_fence(job_id: JobId) -> str:
     return f"jobs/{job_id}/fence.json"
 
 
+def job_backbone_choice(job_id: JobId) -> str:
+    """Which backbone a job with `backbone: auto` has (`BackboneChoice`), created only if absent."""
+    return f"jobs/{job_id}/backbone_choice.json"
+
+
 def attempts_prefix(job_id: JobId) -> str:
     return f"jobs/{job_id}/attempts/"
 

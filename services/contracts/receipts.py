@@ -28,10 +28,11 @@ class SavedWork(Contract):
     files: int | None = Field(description="Of the dataset. Null before preflight has listed them.")
     files_known: int | None = Field(description="Of these, read by a preflight before this job, and not again.")
     images_computed: int | None = Field(
-        description="Images that the job ran through trunks, for each trunk once. Null before the stage `features`."
+        description="Images that stage `features` ran through trunks, for each trunk once; null before it."
     )
     images_cached: int | None = Field(
-        description="Files whose features needed no computing: cached, or set aside. Null where the job has two trunks."
+        description="Files whose features needed no computing: cached, or set aside. Null where the job has two trunks "
+        "or chose its backbone."
     )
     core_s_saved: float | None = Field(
         description="Seconds of a core that this would have taken, by what the rest took in this job. Null where that "

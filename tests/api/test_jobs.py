@@ -33,13 +33,15 @@ from services.contracts.receipts import Receipt
 from services.runtime.database import Database
 from services.runtime.database.leases import LeaseStore
 from services.runtime.prices import read_prices
+from services.training.models import queries as model_queries
 from services.training.ray_api import RayStatus
 from services.training.reconciler.actor import Actor
 from services.training.reconciler.loop import LEASE_NAME, Reconciler
 from services.training.reconciler.policy import SILENCE
 from services.training.reconciler.transitions import LeasedDatabase
+from tests.servers.choices import CHOICE
 from tests.servers.fake_ray import FakeRay
-from tests.servers.training import TrainingGateway, eventually, problem, training_gateway
+from tests.servers.training import TrainingGateway, eventually, make_manifest, problem, training_gateway
 
 
 def epoch(number: int, epochs: int = 3) -> EpochMetrics:
@@ -51,6 +53,12 @@ def epoch(number: int, epochs: int = 3) -> EpochMetrics:
         validation_loss=None,
         validation_accuracy=None,
     )
+
+
+def auto_with(weights: str) -> dict[str, Any]:
+    """A choice between two backbones, the second with weights in a file."""
+    candidates = [{"backbone": "rekindle_tiny"}, {"backbone": "resnet50", "weights": {"uri": weights}}]
+    return {"backbone": "auto", "candidates": candidates}
 
 
 # --- accepting ------------------------------------------------------------------------------------------------------
@@ -86,6 +94,11 @@ async def test_the_model_has_the_datasets_name_by_default(gateway: TrainingGatew
         ({"model_name": "No Name"}, 422, "validation_failed", "model_name"),
         ({"weights": {"uri": "s3://elsewhere/x.h5"}}, 403, "source_not_allowed", "s3://mine/"),
         ({"weights": {"uri": "file:///nowhere/x.h5"}}, 422, "weights_unusable", "file:///nowhere/x.h5"),
+        ({"backbone": "auto", "weights": "bundled"}, 422, "validation_failed", "name `candidates`"),
+        ({"backbone": "auto", "candidates": [{"backbone": "resnet50"}]}, 422, "validation_failed", "at least 2"),
+        (auto_with("s3://mine/x.h5") | {"backbone": "resnet50"}, 422, "validation_failed", "backbone is resnet50"),
+        (auto_with("s3://elsewhere/x.h5"), 403, "source_not_allowed", "s3://mine/"),
+        (auto_with("file:///nowhere/x.h5"), 422, "weights_unusable", "file:///nowhere/x.h5"),
     ],
 )
 async def test_a_bad_spec_is_refused_and_starts_nothing(
@@ -279,6 +292,25 @@ async def test_serve_starts_while_the_first_job_on_a_trunk_still_trains(gateway:
         return not gateway.ray.applications
 
     await eventually(gone)
+
+
+async def test_how_the_backbone_was_chosen_is_on_the_job_and_on_its_version(gateway: TrainingGateway) -> None:
+    tried = [{"backbone": "rekindle_tiny", "image_size": size} for size in (32, 64)]
+    job = await gateway.job(backbone="auto", candidates=tried)
+    assert (job["spec"]["backbone"], job["backbone_choice"]) == ("auto", None)
+    attempt = await gateway.attempt(job["id"])
+    attempt.run()
+    timing = StageTiming(
+        stage=Stage.CHOOSE, attempt=1, started_at=utc_now(), finished_at=utc_now(), backbone_choice=CHOICE
+    )
+    attempt.report(JobEventType.STAGE, Stage.CHOOSE, timing, "choose: done")
+    shown = CHOICE.model_dump(mode="json")
+    assert (await gateway.job_in(job["id"], "preparing"))["backbone_choice"] == shown
+    async with gateway.database.transaction() as session:
+        manifest = make_manifest(1).model_copy(update={"backbone_choice": CHOICE})
+        await model_queries.insert_version(session, manifest)
+    versions = (await gateway.client.get("/v1/models/flowers/versions")).json()["items"]
+    assert [each["backbone_choice"] for each in versions] == [shown]
 
 
 # --- failures -------------------------------------------------------------------------------------------------------

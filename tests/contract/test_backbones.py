@@ -21,7 +21,7 @@ from keras.src.utils import file_utils
 from ray_cluster.vision import blocks, drawn, images
 from ray_cluster.vision.activation_maps import Mapped, MappedNetwork
 from ray_cluster.vision.after_pooling import output_and_gradient
-from ray_cluster.vision.backbones import ARCHITECTURES, build_network
+from ray_cluster.vision.backbones import ARCHITECTURES, build_network, top_layer
 from ray_cluster.vision.drawing.scenes import Pose, draw_scene
 from ray_cluster.vision.engines import Engine, load_engine, read_flatbuffer
 from ray_cluster.vision.network_tails import NetworkTail
@@ -31,7 +31,7 @@ from ray_cluster.vision.trunk_builder import build_trunk
 from ray_cluster.vision.trunks import find_trunk
 from ray_cluster.vision.uppers import export_tail, load_upper
 from ray_cluster.vision.weight_loading import load_network
-from services.contracts.backbones import BACKBONES, BackboneName
+from services.contracts.backbones import BACKBONES, BackboneName, multiply_adds
 from services.contracts.jobs import WeightsUri
 from services.contracts.models import TrunkManifest, TrunkRecipe
 from services.runtime.objects import ObjectStore, open_store
@@ -146,6 +146,19 @@ def test_the_table_of_facts_is_true(case: Case) -> None:
     facts = BACKBONES[case.backbone]
     assert case.trunk.feature_dim == facts.feature_dim == case.engine.feature_dim
     assert case.keras_features_BD.shape == (len(case.images_BHWC), facts.feature_dim)
+
+
+def test_the_table_of_costs_is_true(case: Case) -> None:
+    """The layers' own sum, at another size than the table's: every value of a layer's output takes its kernel once."""
+    top = top_layer(case.backbone, case.network)
+    counted = sum(
+        math.prod(layer.output.shape[1:-1]) * math.prod(variable.shape)
+        for layer in case.network.layers
+        for variable in layer.weights
+        if layer is not top and variable.path.endswith("kernel")
+    )
+    least = 0.56 if case.backbone is BackboneName.INCEPTION_V3 else 0.94
+    assert least <= counted / multiply_adds(case.backbone, case.image_size) <= 1.02
 
 
 def test_features_are_those_of_keras(case: Case) -> None:

@@ -150,7 +150,7 @@ def refer(jobs: Sequence[SeenJob], models: Sequence[SeenModel], known: Known, ru
     ]
     return References(
         ended=frozenset(job.job_id for job in jobs if _has_ended(job, doubtful, known, rules)),
-        running_shapes=frozenset(shape for job in unfinished if (shape := _shape(job.record)) is not None),
+        running_shapes=frozenset(shape for job in unfinished for shape in _shapes(job.record)),
         keys=frozenset(key for manifest in standing for key in _keys_of(manifest)) | _results(jobs),
         trunks=frozenset(manifest.trunk.trunk_id for manifest in standing),
         datasets=known.datasets | _datasets(jobs, standing),
@@ -185,12 +185,11 @@ def _has_ended(job: SeenJob, doubtful: set[str], known: Known, rules: Rules) -> 
     return job.outcome.job_id == job.job_id and rules.is_past(job.outcome.finished_at) and not concerned & doubtful
 
 
-def _shape(record: JobRecord | None) -> TrunkShape | None:
-    if record is None:
-        return None
-    if record.spec is not None:
-        return record.spec.backbone, record.spec.resolved_image_size()
-    return None if record.base is None else (record.base.backbone, record.base.image_size)
+def _shapes(record: JobRecord | None) -> list[TrunkShape]:
+    if record is not None and record.spec is not None:
+        return [(each.backbone, each.resolved_image_size()) for each in record.spec.possible_backbones()]
+    base = None if record is None else record.base
+    return [] if base is None else [(base.backbone, base.image_size)]
 
 
 def _version_in_use(record: JobRecord | None) -> tuple[str, int] | None:

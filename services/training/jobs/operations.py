@@ -145,9 +145,12 @@ def _write_record(store: ObjectStore, record: JobRecord) -> JobRecord:
 
 
 async def _check_weights(training: Training, spec: TrainingJobSpec) -> None:
-    if not isinstance(spec.weights, WeightsUri):
-        return
-    uri = spec.weights.uri
+    files = [each.weights.uri for each in spec.possible_backbones() if isinstance(each.weights, WeightsUri)]
+    for uri in dict.fromkeys(files):
+        await _check_weights_file(training, uri)
+
+
+async def _check_weights_file(training: Training, uri: str) -> None:
     check_source_allowed(uri, training.settings)
 
     def exists() -> bool:

@@ -172,6 +172,8 @@ def append_events(session: AsyncSession, row: JobRow, drafts: Iterable[EventDraf
 
 def to_job(row: JobRow) -> TrainingJob:
     """The row as the API shows it."""
+    stages = [StageTiming.model_validate(each) for each in row.stages]
+    choices = [each.backbone_choice for each in stages if each.backbone_choice is not None]
     return TrainingJob(
         id=JobId(row.id),
         spec=TrainingJobSpec.model_validate(row.spec, extra="ignore"),
@@ -182,7 +184,8 @@ def to_job(row: JobRow) -> TrainingJob:
         progress=None if row.progress is None else Progress.model_validate(row.progress),
         waiting=None if row.waiting is None else CapacityWait.model_validate(row.waiting),
         metrics=None if row.metrics is None else EpochMetrics.model_validate(row.metrics),
-        stages=[StageTiming.model_validate(each) for each in row.stages],
+        stages=stages,
+        backbone_choice=choices[-1] if choices else None,
         result=None if row.result is None else PublishedModel.model_validate(row.result),
         failure=None if row.failure is None else Failure.model_validate(row.failure),
         warnings=list(row.warnings),

@@ -8,6 +8,7 @@ from datetime import datetime
 from pydantic import TypeAdapter, ValidationError
 
 from services.contracts.jobs import (
+    AUTO,
     EpochMetrics,
     JobEvent,
     JobEventType,
@@ -220,7 +221,8 @@ def saved_work(job: TrainingJob, events: Iterable[JobEvent]) -> SavedWork:
     files = first[Stage.PREFLIGHT].total if Stage.PREFLIGHT in first else None
     known = first[Stage.PREFLIGHT].done if Stage.PREFLIGHT in first else None
     missing = first[Stage.FEATURES].total if Stage.FEATURES in first else None
-    one_trunk = not job.spec.train.startswith("top_blocks:")
+    # With `auto` the feature pass finds in the cache what the same job has computed in `choose`.
+    one_trunk = not job.spec.train.startswith("top_blocks:") and job.spec.backbone != AUTO
     cached = max(0, files - missing) if one_trunk and files is not None and missing is not None else None
     busy_s = _busy_s(job.stages)
     read = None if files is None or known is None else files - known

@@ -145,6 +145,7 @@ def to_version(row: ModelVersionRow) -> ModelVersion:
         evaluation=manifest.evaluation,
         fit=manifest.fit,
         parent_comparison=manifest.parent_comparison,
+        backbone_choice=manifest.backbone_choice,
         weights_sha256=manifest.tail_sha256,
         trunk_id=manifest.trunk.trunk_id,
     )

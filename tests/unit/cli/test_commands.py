@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from services.cli.main import COMMANDS, app
 from services.cli.predict import IMAGES_PER_REQUEST
 from services.cli.sources import find_images, name_of, resource_name
-from services.cli.train import weights_field
+from services.cli.train import candidates_field, weights_field
 from services.client import Rekindle
 from services.contracts.base import ResourceName
 from services.contracts.batch_predictions import DatasetFiles
@@ -134,6 +135,20 @@ def test_weights_are_a_name_a_uri_or_a_file(tmp_path: Path) -> None:
     assert weights_field(str(file), None) == {"uri": file.as_uri(), "sha256": None}
     with pytest.raises(FileNotFoundError, match="imagenet"):
         weights_field(str(tmp_path / "missing.h5"), None)
+
+
+def test_candidates_are_backbones_with_a_size_and_weights_where_they_have_them(tmp_path: Path) -> None:
+    file = tmp_path / "a=b@7.h5"
+    file.touch()
+    assert candidates_field(["resnet50", "rekindle_tiny@32", f"mobilenet_v2@160={file}", "resnet50=s3://b/w.h5"]) == [
+        {"backbone": "resnet50", "image_size": None, "weights": None},
+        {"backbone": "rekindle_tiny", "image_size": 32, "weights": None},
+        {"backbone": "mobilenet_v2", "image_size": 160, "weights": {"uri": file.as_uri(), "sha256": None}},
+        {"backbone": "resnet50", "image_size": None, "weights": {"uri": "s3://b/w.h5", "sha256": None}},
+    ]
+    for wrong in ("", "@32", "resnet50@", "resnet50@big", "resnet50="):
+        with pytest.raises(typer.BadParameter, match="BACKBONE"):
+            candidates_field([wrong])
 
 
 def test_images_to_label_are_a_uri_a_folder_or_a_dataset(tmp_path: Path) -> None:

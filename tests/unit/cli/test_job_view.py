@@ -6,6 +6,7 @@ from pydantic import JsonValue
 
 from services.cli.job_view import JobView
 from services.contracts.jobs import (
+    BackboneChoice,
     CapacityWait,
     EpochMetrics,
     JobEvent,
@@ -15,6 +16,7 @@ from services.contracts.jobs import (
     Stage,
     StageTiming,
 )
+from tests.servers.choices import CHOICE
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -40,9 +42,24 @@ class Story:
         )
         self.lines += self.view.apply(event)
 
-    def stage(self, stage: Stage, seconds: float | None, *, skipped: bool = False, attempt: int = 1) -> None:
+    def stage(
+        self,
+        stage: Stage,
+        seconds: float | None,
+        *,
+        skipped: bool = False,
+        attempt: int = 1,
+        choice: BackboneChoice | None = None,
+    ) -> None:
         finished = None if seconds is None else START + timedelta(seconds=seconds)
-        timing = StageTiming(stage=stage, attempt=attempt, started_at=START, finished_at=finished, skipped=skipped)
+        timing = StageTiming(
+            stage=stage,
+            attempt=attempt,
+            started_at=START,
+            finished_at=finished,
+            skipped=skipped,
+            backbone_choice=choice,
+        )
         self.tell(JobEventType.STAGE, timing.model_dump(mode="json"), attempt=attempt)
 
 
@@ -59,6 +76,12 @@ def test_a_skipped_stage_says_so() -> None:
     story = Story()
     story.stage(Stage.FEATURES, 0.1, skipped=True)
     assert story.lines == ["Computing features: done before"]
+
+
+def test_why_a_backbone_was_chosen_is_said() -> None:
+    story = Story()
+    story.stage(Stage.CHOOSE, 3, choice=CHOICE)
+    assert story.lines == ["Choosing the backbone: 3.0 s", CHOICE.reason]
 
 
 def test_progress_belongs_to_its_stage() -> None:

@@ -33,6 +33,7 @@ JOB = TrainingJob(
     progress=None,
     metrics=None,
     stages=[],
+    backbone_choice=None,
     waiting=None,
     result=None,
     failure=None,

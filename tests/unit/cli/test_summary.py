@@ -9,7 +9,7 @@ from services.cli.summary import print_version
 from services.contracts.backbones import BackboneName
 from services.contracts.base import utc_now
 from services.contracts.ids import JobId, TrunkId
-from services.contracts.jobs import ParentVersion
+from services.contracts.jobs import BackboneChoice, ParentVersion
 from services.contracts.models import (
     ClassComparison,
     Evaluation,
@@ -18,6 +18,7 @@ from services.contracts.models import (
     ParentComparison,
     WeightDecayTrial,
 )
+from tests.servers.choices import CHOICE
 
 COMPARISON = ParentComparison(
     parent=ParentVersion(model_name="pets", version=1),
@@ -40,7 +41,7 @@ TRIAL = WeightDecayTrial(weight_decay=0.1, validation_loss=0.4321, validation_ac
 FIT = FitReport(epochs=31, weight_decay=0.1, trials=[TRIAL], temperature=0.815)
 
 
-def shown(comparison: ParentComparison | None, fit: FitReport | None) -> str:
+def shown(comparison: ParentComparison | None, fit: FitReport | None, choice: BackboneChoice | None = None) -> str:
     version = ModelVersion(
         model_name="pets",
         version=2,
@@ -62,6 +63,7 @@ def shown(comparison: ParentComparison | None, fit: FitReport | None) -> str:
         ),
         fit=fit,
         parent_comparison=comparison,
+        backbone_choice=choice,
         weights_sha256="0" * 64,
         trunk_id=TrunkId("t"),
     )
@@ -90,6 +92,14 @@ def test_a_retrained_version_is_shown_beside_its_parent(said: str) -> None:
 def test_what_is_not_known_is_said() -> None:
     unknown = COMPARISON.model_copy(update={"trained_by_parent_count": None})
     assert "is not known" in shown(unknown, FIT)
+
+
+def test_how_its_backbone_was_chosen_is_shown() -> None:
+    lines = [" ".join(line.split()) for line in shown(None, None, CHOICE).splitlines()]
+    assert "rekindle_tiny bundled 32 0.01 G 94.0% ± 1.2% 0.250 chosen" in lines
+    assert "resnet50 resnet.h5 224 3.86 G 95.0% ± 1.1% 0.200" in lines
+    assert "mobilenet_v2 imagenet 224 left out" in lines
+    assert f"Probed on 400 images of 3 classes, in 5 folds (cost: multiply-adds an image). {CHOICE.reason}" in lines
 
 
 def test_a_version_without_a_parent_says_nothing_of_one() -> None:

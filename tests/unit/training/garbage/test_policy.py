@@ -17,16 +17,19 @@ from services.contracts.backbones import BackboneName
 from services.contracts.base import utc_now
 from services.contracts.errors import ObjectStoreUnavailable
 from services.contracts.ids import JobId, TrunkId
+from services.contracts.jobs import JobKind, JobRecord, TrainingJobSpec
 from services.runtime.objects import ObjectInfo, ObjectStore, open_store
 from services.training.garbage.operations import collect
 from services.training.garbage.policy import (
     Known,
     References,
     Rules,
+    SeenJob,
     in_checkpoints,
     in_features,
     in_uploads,
     may_be_in_use,
+    refer,
 )
 from services.training.garbage.reading import shard_size_bytes
 from tests.servers.garbage_bucket import DATASET, LONG_AGO, GarbageBucket, job_id, whole_shard
@@ -96,6 +99,16 @@ def test_a_checkpoint_goes_whole_and_its_manifest_first(
 )
 def test_features_that_a_job_may_be_at(given: dict[str, object], known: bool, in_use: bool) -> None:
     assert may_be_in_use(TRUNK if known else None, references(**given)) is in_use
+
+
+def test_a_job_may_be_at_the_features_of_every_backbone_that_it_chooses_from() -> None:
+    tried = [{"backbone": "rekindle_tiny"}, {"backbone": "resnet50", "image_size": 96}]
+    spec = TrainingJobSpec.model_validate({"dataset_id": DATASET, "backbone": "auto", "candidates": tried})
+    record = JobRecord(
+        job_id=JOB, kind=JobKind.TRAIN, model_name="flowers", created_at=NOW, spec=spec, source_uri="s3://images"
+    )
+    found = refer([SeenJob(JOB, record, None, is_readable=True)], [], Known(), RULES)
+    assert found.running_shapes == {(BackboneName.REKINDLE_TINY, 64), (BackboneName.RESNET50, 96)}
 
 
 @pytest.mark.parametrize(

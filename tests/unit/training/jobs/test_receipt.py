@@ -72,6 +72,7 @@ def job(*stages: StageTiming, attempt: int = 1, ended: float | None = 1000, **sp
         waiting=None,
         metrics=None,
         stages=list(stages),
+        backbone_choice=None,
         result=None,
         failure=None,
         warnings=[],
@@ -195,8 +196,9 @@ def test_what_the_caches_spared_is_counted_by_what_the_rest_took() -> None:
     assert saved == SavedWork(
         files=100, files_known=60, images_computed=50, images_cached=50, core_s_saved=60 * 4 / 40 + 50 * 10 / 50
     )
-    two_trunks = receipt(job(*stages, train="top_blocks:2"), *told).saved
-    assert (two_trunks.images_cached, two_trunks.core_s_saved) == (None, None)
+    for several_trunks in ({"train": "top_blocks:2"}, {"backbone": "auto"}):
+        saved = receipt(job(*stages, **several_trunks), *told).saved
+        assert (saved.images_cached, saved.core_s_saved) == (None, None)
     nothing = [progress(Stage.PREFLIGHT, 0, 100), progress(Stage.PREFLIGHT, 100, 100), progress(Stage.FEATURES, 0, 100)]
     assert receipt(job(*stages), *nothing).saved.core_s_saved == 0
     all_of_it = [progress(Stage.PREFLIGHT, 0, 100), progress(Stage.FEATURES, 0, 0)]

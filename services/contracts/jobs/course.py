@@ -1,201 +1,18 @@
-"""Jobs: what a user asks for, the states a job goes through, and what it reports."""
+"""The states a job goes through, what it reports, and how the API shows it."""
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal, Self
 
-from pydantic import Field, JsonValue, StringConstraints, TypeAdapter, model_validator
+from pydantic import Field, JsonValue
 
-from services.contracts.backbones import BACKBONES, MAX_IMAGE_SIZE, BackboneName
-from services.contracts.base import Contract, ResourceName, Sha256, StoredContract, stored
+from services.contracts.backbones import BackboneName
+from services.contracts.base import Contract, StoredContract
 from services.contracts.batch_predictions import BatchPredictionSpec, BatchResult, DatasetFiles, StoredBatchSpec
 from services.contracts.ids import DatasetId, JobId, TrunkId
+from services.contracts.jobs.choice import BackboneChoice
+from services.contracts.jobs.specs import StoredSpec, TrainingJobSpec
+from services.contracts.jobs.weights import StoredWeights
 from services.contracts.resources import Resources
-
-DEFAULT_WEIGHT_DECAY = 0.05
-
-
-class WeightsUri(Contract):
-    """Pretrained weights in a file: a Keras `.h5` or `.weights.h5` of the backbone, with or without its top."""
-
-    uri: str = Field(
-        min_length=1,
-        max_length=1024,
-        examples=["s3://my-bucket/weights/mobilenet_v2.h5"],
-        description="`s3://…`, or `file://…` where the operator allows local paths.",
-    )
-    sha256: Sha256 | None = Field(default=None, description="Checked after reading; null trusts the URI.")
-
-
-Weights = Literal["imagenet", "bundled"] | WeightsUri
-StoredWeights = Annotated[Weights, stored(TypeAdapter(Weights))]
-"""`Weights` as a stored record has them: fields of a newer release are ignored."""
-
-
-TrainedPart = Annotated[str, StringConstraints(pattern=r"^(head|top_blocks:[1-9][0-9]?|all)$")]
-
-
-class EarlyStopping(Contract):
-    """Stop when validation loss has not improved for `patience` epochs, and keep the best epoch's weights."""
-
-    patience: int = Field(default=10, ge=1, le=1000, description="Epochs.")
-
-
-class FineTuning(Contract):
-    """How the network above the cut is trained, after the head. Unused where `train` is `head`."""
-
-    epochs: int = Field(default=10, ge=1, le=10_000, description="At most so many passes over the training images.")
-    batch_size: int = Field(default=32, ge=1, le=4096, description="Images per step, over all workers together.")
-    learning_rate: float = Field(
-        default=1e-3, gt=0, le=1, description="Adam's, of the head, after the warm-up; it then falls to 0 by a cosine."
-    )
-    block_rate: float = Field(
-        default=0.1, ge=0, le=1, description="The pretrained blocks' learning rate, as a share of the head's."
-    )
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="Share of the pooled features dropped in training.")
-    patience: int = Field(
-        default=3,
-        ge=1,
-        le=1000,
-        description="Stops when validation loss has not improved for so many epochs; the best epoch's weights count.",
-    )
-
-
-class ParentVersion(Contract):
-    """A published version that a job goes on from."""
-
-    model_name: ResourceName = Field(examples=["flowers"])
-    version: int | None = Field(
-        default=None, ge=1, lt=2**31, description="Null takes the newest; the accepted job names it.", examples=[3]
-    )
-
-
-class TrainingJobSpec(Contract):
-    """What to train. Every field but the dataset has a good default."""
-
-    dataset_id: DatasetId = Field(examples=["ds_0199a8c0b1f23a4b5c6d7e8f"])
-    model_name: ResourceName | None = Field(
-        default=None,
-        description="The model that gets a new version; null takes the parent's, or else the dataset's name.",
-        examples=["flowers"],
-    )
-    parent: ParentVersion | None = Field(
-        default=None,
-        description="Retrains this version on the dataset, which may have more images and other classes: training "
-        "starts from the parent's weights of the classes that both have, and the report compares the two on the same "
-        "images. The parent's backbone, weights and image size are taken where the spec names none.",
-    )
-    rename_classes: dict[str, str] = Field(
-        default_factory=dict,
-        max_length=10_000,
-        description="What classes of the parent are called in the dataset, where that is something else.",
-        examples=[{"tulip": "red tulip"}],
-    )
-    backbone: BackboneName = BackboneName.MOBILENET_V2
-    weights: Weights | None = Field(
-        default=None, description="`imagenet`, `bundled`, or a file; null takes the backbone's own default."
-    )
-    image_size: int | None = Field(
-        default=None,
-        le=MAX_IMAGE_SIZE,
-        description="Side in pixels of the square that images are resized to; null takes the backbone's own.",
-    )
-    train: TrainedPart = Field(
-        default="head",
-        description=(
-            "Which part is trained: `head` on the frozen backbone's features, `top_blocks:N` for the backbone's last N "
-            "blocks as well, or `all` of the network."
-        ),
-        examples=["top_blocks:2"],
-    )
-    fine_tuning: FineTuning = FineTuning()
-    epochs: int = Field(
-        default=100,
-        ge=1,
-        le=10_000,
-        description="At most so many passes over the training images; the head mostly converges in 30 to 60.",
-    )
-    weight_decay: Annotated[float, Field(ge=0, le=100)] | Literal["auto"] = Field(
-        default=DEFAULT_WEIGHT_DECAY,
-        description="L2 penalty on the head's weights, relative to the mean cross-entropy. `auto` tries many and takes "
-        "the one of the lowest loss on the validation images; the version's `fit` has what each gave.",
-        examples=[0.05, "auto"],
-    )
-    augmentation: Literal["off", "light", "strong"] = Field(
-        default="off",
-        description="`light` also trains on each image's mirror image; `strong` on seven fixed views of it: mirrored, "
-        "cut at four corners, brighter and paler. The trunk runs once for each view, ever.",
-    )
-    class_weighting: Literal["none", "balanced"] = Field(
-        default="none", description="`balanced` weights each class by the inverse of its share of the images."
-    )
-    early_stopping: EarlyStopping | None = Field(
-        default=None, description="Null trains until the head has converged, which the L2 penalty makes safe."
-    )
-    validation_fraction: float = Field(
-        default=0.2,
-        gt=0,
-        le=0.5,
-        description="Share of the training images of each class held out, where the dataset has no validation split.",
-    )
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    checkpoint_interval_s: float = Field(default=30, ge=1, le=3600)
-    resources: Resources = Resources()
-    max_attempts: int = Field(
-        default=3,
-        ge=1,
-        le=100,
-        description="Attempts that may fail for an unknown reason. Lost machines and stores do not count.",
-    )
-    max_quarantined_fraction: float = Field(
-        default=0.1, ge=0, le=1, description="The job fails when a larger share of the files cannot be used."
-    )
-
-    @model_validator(mode="after")
-    def _fits_the_backbone(self) -> Self:
-        facts = BACKBONES[self.backbone]
-        if self.image_size is not None and self.image_size < facts.min_image_size:
-            raise ValueError(
-                f"image_size {self.image_size} is too small for {self.backbone}: use {facts.min_image_size} or more"
-            )
-        weights = self.weights or facts.default_weights
-        if isinstance(weights, str) and weights != facts.default_weights:
-            raise ValueError(
-                f"{self.backbone} has no {weights!r} weights: use {facts.default_weights!r}, or a file's URI"
-            )
-        if self.rename_classes and self.parent is None:
-            raise ValueError("rename_classes is about a parent's classes: name the `parent`, or leave it out")
-        if self.parent is None or "backbone" in self.model_fields_set:  # else the parent says which it is
-            why = self.train_refusal()
-            if why is not None:
-                raise ValueError(why)
-        return self
-
-    def train_refusal(self) -> str | None:
-        """Why the backbone has not got the part that is to be trained; None where it has."""
-        most = BACKBONES[self.backbone].block_count - 1
-        if self.train.startswith("top_blocks:") and int(self.train.partition(":")[2]) > most:
-            return f"train {self.train!r} is more than {self.backbone} has: use 'top_blocks:{most}' or less, or 'all'"
-        return None
-
-    @property
-    def fine_tunes(self) -> bool:
-        """Whether more than the head is trained."""
-        return self.train != "head"
-
-    def resolved_weights(self) -> Weights:
-        """`weights`, or the backbone's default where it is null."""
-        if self.weights is not None:
-            return self.weights
-        return "bundled" if BACKBONES[self.backbone].default_weights == "bundled" else "imagenet"
-
-    def resolved_image_size(self) -> int:
-        """`image_size`, or the backbone's default where it is null. Pixels."""
-        return self.image_size or BACKBONES[self.backbone].default_image_size
-
-
-StoredSpec = Annotated[TrainingJobSpec, stored(TypeAdapter(TrainingJobSpec))]
-"""The spec as a stored record has it: fields of a newer release are ignored."""
 
 
 class JobKind(StrEnum):
@@ -228,6 +45,8 @@ class Stage(StrEnum):
     """The stages of an attempt, in order: those of training, then those of a batch prediction."""
 
     PREFLIGHT = "preflight"
+    CHOOSE = "choose"
+    """Of a job with `backbone: auto` only: probes the candidates."""
     FEATURES = "features"
     FIT = "fit"
     FINE_TUNE = "fine_tune"
@@ -241,7 +60,7 @@ class Stage(StrEnum):
     def job_state(self) -> JobState:
         """The job's state while this stage runs."""
         match self:
-            case Stage.PREFLIGHT | Stage.FEATURES | Stage.LIST:
+            case Stage.PREFLIGHT | Stage.CHOOSE | Stage.FEATURES | Stage.LIST:
                 return JobState.PREPARING
             case Stage.FIT | Stage.FINE_TUNE:
                 return JobState.TRAINING
@@ -252,7 +71,8 @@ class Stage(StrEnum):
 
 
 TRAINING_STAGES = (Stage.PREFLIGHT, Stage.FEATURES, Stage.FIT, Stage.FINE_TUNE, Stage.EVALUATE, Stage.PUBLISH)
-"""Of a training job that fine-tunes; others do without `FINE_TUNE`."""
+"""Of a training job that fine-tunes; others do without `FINE_TUNE`. Before `FEATURES`, one with `backbone: auto` has
+`CHOOSE`."""
 
 
 class FailureClass(StrEnum):
@@ -366,6 +186,9 @@ class StageTiming(StoredContract):
     trunk_id: TrunkId | None = Field(
         default=None, description="Of `features`: the network whose features it computes, as soon as that is there."
     )
+    backbone_choice: BackboneChoice | None = Field(
+        default=None, description="Of `choose`, once it has ended: what came of it."
+    )
     skipped: bool = Field(default=False, description="Its result was already in the bucket.")
     compute_s: float | None = Field(
         default=None,
@@ -400,6 +223,9 @@ class TrainingJob(Contract):
     )
     metrics: EpochMetrics | None = Field(description="The newest epoch's.")
     stages: list[StageTiming]
+    backbone_choice: BackboneChoice | None = Field(
+        description="With `backbone: auto`: how each candidate did and which one was taken; null until that is known."
+    )
     result: PublishedModel | None
     failure: Failure | None
     warnings: list[str]
