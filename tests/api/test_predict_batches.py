@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from services.contracts.errors import Overloaded
-from services.inference import replicas
+from services.inference import courier, replicas
 from services.inference.courier import MAX_BATCH
 from services.inference.predict.operations import IMAGES_AT_ONCE
 from services.inference.predict.queries import ServedVersion
@@ -80,6 +80,7 @@ async def test_what_has_no_room_is_refused_before_it_is_read(
 ) -> None:
     """The body of the refused request never comes; there is room for other models."""
     monkeypatch.setattr(replicas, "MAX_WAITING", 4)
+    monkeypatch.setattr(courier, "MAX_BATCH", 1)  # so that the calls take no more than one each
     gate = serve.gates[b"rose"] = threading.Event()
     path, image = "/v1/models/flowers/predict", {"content": b"rose", "headers": JPEG}
     async with AsyncExitStack() as asking:
