@@ -26,13 +26,14 @@ from ray_cluster.train.evaluate_stage import run_evaluate
 from ray_cluster.train.failures import classify
 from ray_cluster.train.fence import check_fence
 from ray_cluster.train.finished import find_head, find_network
+from ray_cluster.train.job_engine import PendingEngine
 from ray_cluster.train.reporter import Reporter
 from services.contracts import names
 from services.contracts.base import utc_now
 from services.contracts.batch_predictions import BatchResult
 from services.contracts.errors import InternalError, RetryLater
 from services.contracts.ids import JobId
-from services.contracts.jobs import AttemptOutcome, Failure, JobKind, JobRecord, PublishedModel
+from services.contracts.jobs import AttemptOutcome, Failure, JobKind, JobRecord, PublishedModel, Stage
 from services.contracts.models import ModelManifest, TrunkRecipe
 from services.runtime.objects import ObjectStore, open_store
 
@@ -105,7 +106,8 @@ def _published(model: ModelManifest) -> PublishedModel:
 
 
 def train(context: AttemptContext) -> ModelManifest:
-    """The story of a training run. The trunk is built, and trainers start, while preflight reads the images."""
+    """The story of a training run. The trunk is built, or its engine chosen, and trainers start, while preflight reads
+    the images."""
     spec, source_uri = context.record.spec, context.record.source_uri
     if spec is None or source_uri is None:
         raise InternalError(f"job {context.record.job_id} is to train and says not what, or on what")
@@ -114,14 +116,18 @@ def train(context: AttemptContext) -> ModelManifest:
     if spec.fine_tunes:
         cut = "input" if spec.train == "all" else spec.train
         pending.append(stages.PendingTrunk(context, recipe.model_copy(update={"cut": cut})))
+    engine = PendingEngine(context, Stage.FEATURES)
+    found = [each.found for each in pending if each.found is not None]
+    if len(found) == len(pending):
+        engine.begin(found)
     # One that no node could take would outlive the job and ask for a machine for nobody.
     find_trained = find_network if spec.fine_tunes else find_head
     if find_trained(context.store, context.record.job_id) is None:
         place, nodes = context.capacity.place, context.capacity.nodes(trainers.CPUS)
         trainers.prepare(place, nodes, tensorflow=spec.fine_tunes)
     manifest = stages.run_preflight(context, spec, source_uri)
-    pooled, *cuts = stages.run_features(context, spec, source_uri, manifest, pending)
-    trained = stages.run_fit(context, spec, source_uri, manifest, pooled)
+    (pooled, *cuts), chosen = stages.run_features(context, spec, source_uri, manifest, pending, engine)
+    trained = stages.run_fit(context, spec, source_uri, manifest, pooled, chosen)
     for cut_trunk in cuts:
         trained = stages.run_fine_tune(context, spec, source_uri, manifest, trained, cut_trunk)
     evaluated = run_evaluate(context, spec, source_uri, manifest, trained)

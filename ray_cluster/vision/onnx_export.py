@@ -18,9 +18,9 @@ import tensorflow as tf
 from onnx import TensorProto, helper, numpy_helper
 from tensorflow.core.framework.function_pb2 import FunctionDef
 from tensorflow.lite.python.util import get_grappler_config, run_graph_optimizations
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 from tensorflow.python.framework.function_def_to_graph import function_def_to_graph
 
+from ray_cluster.vision.tensorflow_export import freeze
 from services.contracts.errors import InternalError
 
 OPSET = 17
@@ -38,9 +38,11 @@ def convert(function: Callable[[tf.Tensor], tf.Tensor], argument: tf.TensorSpec,
     The input is called as the argument is, and takes any number of images where the argument does. Raises
     `InternalError` for an operation that has no counterpart here.
     """
-    name = argument.name or "input"
-    traced = tf.function(function).get_concrete_function(argument)
-    frozen = convert_variables_to_constants_v2(traced)
+    return encode(freeze(function, argument), argument.name or "input", output)
+
+
+def encode(frozen: Any, name: str, output: str) -> bytes:
+    """`convert` of a function that is frozen already, and whose input is called `name`."""
     config = get_grappler_config(["constfold"])
     folded: Any = run_graph_optimizations(
         frozen.graph.as_graph_def(), frozen.inputs, frozen.outputs, config, frozen.graph

@@ -57,6 +57,11 @@ def job_fence(job_id: JobId) -> str:
     return f"jobs/{job_id}/fence.json"
 
 
+def job_engine(job_id: JobId) -> str:
+    """The engine that runs the job's trunks, in all its attempts (`EngineChoice`), created only if absent."""
+    return f"jobs/{job_id}/engine.json"
+
+
 def attempts_prefix(job_id: JobId) -> str:
     return f"jobs/{job_id}/attempts/"
 
@@ -147,6 +152,12 @@ def trunk_manifest(trunk_id: TrunkId) -> str:
 def trunk_artefact(trunk_id: TrunkId, file_name: str) -> str:
     """One engine's form of the trunk, or a pretrained top, e.g. `trunk.tflite`."""
     return f"trunks/{trunk_id}/{file_name}"
+
+
+def trunk_engine(trunk_id: TrunkId, kind: str) -> str:
+    """The engine that was measured to be the best (`EngineChoice`), created only if absent. `kind` names the device and
+    the versions of the libraries."""
+    return f"trunks/{trunk_id}/engines/{kind}.json"
 
 
 def features_prefix(trunk_id: TrunkId) -> str:

@@ -16,7 +16,6 @@ from PIL import Image
 
 from ray_cluster.serve.classifier import Answer, Classifier, Question
 from ray_cluster.serve.model_tails import TailKey, load_tail
-from ray_cluster.vision.engines import load_engine
 from services.contracts.ids import JobId
 from services.contracts.jobs import TRAINING_STAGES, JobEventType, Stage
 from services.contracts.models import ModelManifest
@@ -88,7 +87,7 @@ def test_the_top_blocks_are_trained_and_published(attempts: Attempts, undisturbe
 def test_what_is_served_is_what_was_evaluated(attempts: Attempts, textures: Path, undisturbed: JobId) -> None:
     model = attempts.model(undisturbed)
     tail = load_tail(attempts.store, model.trunk, TailKey(model.model_name, model.version))
-    classifier = Classifier([load_engine(attempts.store, model.trunk)], model.trunk.image_size)
+    classifier = Classifier([attempts.engine(undisturbed, model.trunk)], model.trunk.image_size)
     for line in lines_of(attempts, model)[::5]:
         (answer,) = classifier.answer([Question((textures / line["path"]).read_bytes(), tail, 5)])
         assert isinstance(answer, Answer)
@@ -192,7 +191,7 @@ def test_the_whole_network_is_trained_and_served_alike(attempts: Attempts, textu
     model = attempts.model(job)
     assert (model.trunk.cut, model.trunk.artefacts, model.tail_kind) == ("input", {}, "network")
     tail = load_tail(attempts.store, model.trunk, TailKey(model.model_name, model.version))
-    classifier = Classifier([load_engine(attempts.store, model.trunk)], model.trunk.image_size)
+    classifier = Classifier([attempts.engine(job, model.trunk)], model.trunk.image_size)
     for line in lines_of(attempts, model)[::9]:
         (answer,) = classifier.answer([Question((textures / line["path"]).read_bytes(), tail, 5)])
         assert isinstance(answer, Answer)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from ray_cluster.train import features
 from ray_cluster.train.features import FeatureIndex, FeatureKey
-from ray_cluster.vision.engines import ENGINE_ID
 from services.contracts import names
 from services.contracts.datasets import ImageRecord, Split
 from services.contracts.ids import TrunkId
@@ -19,6 +18,7 @@ from services.runtime.objects import ObjectStore, open_store
 
 TRUNK = TrunkId("f" * 64)
 DIM = 5
+ENGINE = "litert-2.3.0"
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def row(wanted: FeatureKey) -> np.ndarray:
 
 
 def put_shard(store: ObjectStore, keys: Sequence[FeatureKey]) -> str:
-    name = names.feature_shard(TRUNK, features.shard_sha256(keys))
-    store.put(name, features.encode_shard(keys, np.stack([row(each) for each in keys])))
+    name = names.feature_shard(TRUNK, features.shard_sha256(keys, ENGINE))
+    store.put(name, features.encode_shard(keys, np.stack([row(each) for each in keys]), ENGINE))
     return name
 
 
@@ -56,32 +56,32 @@ def image(index: int) -> ImageRecord:
 def test_rows_come_back_in_the_order_asked_for(store: ObjectStore) -> None:
     put_shard(store, [key(1), key(1, 1), key(2)])
     put_shard(store, [key(3), key(3, 1)])
-    index = FeatureIndex.load(store, TRUNK)
+    index = FeatureIndex.load(store, TRUNK, ENGINE)
     wanted = [key(3, 1), key(1), key(2), key(1, 1), key(1)]
     assert np.array_equal(index.read(store, wanted, DIM), np.stack([row(each) for each in wanted]))
     assert index.missing([key(2), key(2, 1), key(9)]) == [key(2, 1), key(9)]
 
 
 def test_no_shards_no_rows(store: ObjectStore) -> None:
-    assert len(FeatureIndex.load(store, TRUNK)) == 0
+    assert len(FeatureIndex.load(store, TRUNK, ENGINE)) == 0
 
 
 def test_another_trunks_features_are_not_mixed_in(store: ObjectStore) -> None:
     put_shard(store, [key(1)])
-    assert len(FeatureIndex.load(store, TrunkId("e" * 64))) == 0
+    assert len(FeatureIndex.load(store, TrunkId("e" * 64), ENGINE)) == 0
 
 
-@pytest.mark.parametrize("engine", ["litert-0.1", "onnxruntime-1.0"])
+@pytest.mark.parametrize("engine", ["litert-0.1", "onnx-1.0"])
 def test_another_engines_features_are_not_mixed_in(store: ObjectStore, engine: str) -> None:
     put_shard(store, [key(1)])
     keys = [key(1), key(2)]
     others = names.feature_shard(TRUNK, features.shard_sha256(keys, engine))
     store.put(others, features.encode_shard(keys, np.stack([row(each) + 1 for each in keys]), engine))
-    index = FeatureIndex.load(store, TRUNK)
+    index = FeatureIndex.load(store, TRUNK, ENGINE)
     assert index.missing(keys) == [key(2)]
     assert np.array_equal(index.read(store, [key(1)], DIM), row(key(1))[np.newaxis])
     put_shard(store, keys)
-    assert FeatureIndex.load(store, TRUNK).missing(keys) == []
+    assert FeatureIndex.load(store, TRUNK, ENGINE).missing(keys) == []
     assert store.head(others) is not None
 
 
@@ -93,15 +93,15 @@ def test_a_broken_shard_counts_as_missing(store: ObjectStore, damage: object) ->
     whole, broken = put_shard(store, [key(1)]), put_shard(store, [key(2)])
     assert whole != broken
     store.put(broken, damage(store.get(broken)))
-    assert FeatureIndex.load(store, TRUNK).missing([key(1), key(2)]) == [key(2)]
+    assert FeatureIndex.load(store, TRUNK, ENGINE).missing([key(1), key(2)]) == [key(2)]
 
 
 def test_a_shard_with_a_long_header_is_read(store: ObjectStore) -> None:
     from safetensors.numpy import load, save
 
     name = put_shard(store, [key(1), key(2)])
-    store.put(name, save(load(store.get(name)), {"note": "n" * 5000, "engine": ENGINE_ID}))
-    assert FeatureIndex.load(store, TRUNK).missing([key(1), key(2)]) == []
+    store.put(name, save(load(store.get(name)), {"note": "n" * 5000, "engine": ENGINE}))
+    assert FeatureIndex.load(store, TRUNK, ENGINE).missing([key(1), key(2)]) == []
 
 
 @given(
@@ -137,5 +137,5 @@ def test_every_core_gets_the_same_number_of_shards_unless_they_would_be_tiny(
 
 def test_a_shards_name_does_not_depend_on_the_order_of_its_rows() -> None:
     keys = [key(1), key(2, 1), key(2)]
-    assert features.shard_sha256(keys) == features.shard_sha256(keys[::-1])
-    assert features.shard_sha256(keys) != features.shard_sha256(keys[:2])
+    assert features.shard_sha256(keys, ENGINE) == features.shard_sha256(keys[::-1], ENGINE)
+    assert features.shard_sha256(keys, ENGINE) != features.shard_sha256(keys[:2], ENGINE)
