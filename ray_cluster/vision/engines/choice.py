@@ -26,8 +26,9 @@ from services.runtime.objects.protocol import ObjectStore
 
 VARIABLE = "REKINDLE_TRUNK_ENGINE"
 AUTO = "auto"
-MARGIN = 1.1
-"""How many times as fast as the first of `KINDS` another one must be: less is noise, and not worth other bits."""
+MARGIN = 1.2
+"""How many times as fast as the first of `KINDS` another one must be. Between two that are nearly as fast, noise would
+decide, and the same job would get other bits in another bucket."""
 LOOK_S = 0.12
 """Of each engine; one image that takes longer is looked at `_LEAST_ROUNDS` times."""
 _LEAST_ROUNDS = 3

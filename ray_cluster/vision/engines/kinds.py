@@ -20,17 +20,18 @@ class EngineKind:
     artefact: str
     """The form in which it takes a trunk: a key of `TrunkManifest.artefacts`."""
     packages: tuple[str, ...]
-    """Its library, as distributions that contain it."""
+    """Its library: distributions of which a machine has one, all of the same version in a cluster."""
     on_gpu: bool = False
     starts_in_seconds: bool = False
     """Loading its library takes longer than a short job's features: it has to be asked for, or to have a GPU."""
 
 
+_TENSORFLOW_PACKAGES = ("tensorflow-cpu", "tensorflow")
 KINDS = {
     LITERT: EngineKind("litert", ("ai-edge-litert",)),
     ONNX: EngineKind("onnx", ("onnxruntime",)),
-    TENSORFLOW: EngineKind("tensorflow", ("tensorflow-cpu", "tensorflow"), starts_in_seconds=True),
-    TENSORFLOW_GPU: EngineKind("tensorflow", ("tensorflow",), on_gpu=True),
+    TENSORFLOW: EngineKind("tensorflow", _TENSORFLOW_PACKAGES, starts_in_seconds=True),
+    TENSORFLOW_GPU: EngineKind("tensorflow", _TENSORFLOW_PACKAGES, on_gpu=True),
 }
 """By name. The first is the one that others have to beat."""
 
@@ -57,7 +58,7 @@ def runnable(trunks: Iterable[TrunkManifest], *, gpu: bool) -> list[str]:
 
 
 def engine_id(choice: EngineChoice) -> str:
-    """Engine and version as this machine has it: equal ids give equal bits on one kind of device.
+    """Engine and version, of the libraries that are installed here: equal ids give equal bits on one kind of device.
 
     Features that a GPU computed are told apart by its name: they are in a cache that machines without one read, too.
     """
