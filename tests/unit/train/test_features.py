@@ -1,6 +1,7 @@
 """The feature cache: every row once, found again, and never believed when broken."""
 
 import hashlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,13 +9,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from ray_cluster.train import features
-from ray_cluster.train.features import FeatureIndex, FeatureKey
+from ray_cluster.train.features import FeatureIndex, FeatureKey, FeatureWork
+from ray_cluster.vision import images
 from services.contracts import names
 from services.contracts.datasets import ImageRecord, Split
 from services.contracts.ids import TrunkId
 from services.runtime.objects import ObjectStore, open_store
+from tests.servers.published import made_up_trunk
 
 TRUNK = TrunkId("f" * 64)
 DIM = 5
@@ -133,6 +137,46 @@ def test_every_core_gets_the_same_number_of_shards_unless_they_would_be_tiny(
 ) -> None:
     works = features.plan(FeatureIndex({}), [(image(each), (0,)) for each in range(rows)], parallelism)
     assert len(works) == shards
+
+
+class MeanColour:
+    """An engine that wants four images at a time."""
+
+    name, version, feature_dim, batch_size = "mean", "1", 3, 4
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def features(self, images_BHWC: np.ndarray) -> np.ndarray:
+        self.batches.append(len(images_BHWC))
+        return images_BHWC.mean(axis=(1, 2)).astype(np.float32)
+
+
+def test_a_shard_is_computed_in_the_batches_that_its_engine_wants(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, trunk, records = open_store(tmp_path.as_uri()), made_up_trunk(3, image_size=8), list[ImageRecord]()
+    for index in range(3):
+        encoded = picture((40 * index, 80, 200))
+        source.put(f"a/{index:05}.png", encoded)
+        records.append(image(index).model_copy(update={"sha256": hashlib.sha256(encoded).hexdigest()}))
+    engine = MeanColour()
+    monkeypatch.setattr(features, "load_engine", lambda *_, **__: engine)
+    work = FeatureWork([(record, [0, 1]) for record in records])
+    features.compute_shard(store, source, trunk, "mean", work)
+    assert engine.batches == [4, 2]
+    index = FeatureIndex.load(store, trunk.trunk_id, "mean-1")
+    for record in records:
+        whole_HWC = images.decode(source.get(record.path), 8)
+        for view in (0, 1):
+            expected_BD = engine.features(images.view(whole_HWC, view)[np.newaxis])
+            assert np.array_equal(index.read(store, [FeatureKey(record.sha256, view)], 3), expected_BD)
+
+
+def picture(colour: tuple[int, int, int]) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (12, 10), colour).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def test_a_shards_name_does_not_depend_on_the_order_of_its_rows() -> None:
