@@ -3,6 +3,7 @@
 Array axes: B batch, H height, W width, C channel, D feature.
 """
 
+import logging
 import threading
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ from services.contracts.errors import CorruptObject, InternalError
 
 GPU_BATCH = 32
 """Images that a GPU takes at a time."""
+
+_log = logging.getLogger(__name__)
 
 Device = Literal["CPU", "GPU"]
 
@@ -97,8 +100,8 @@ def _prepare_gpu() -> str:
     try:
         for gpu in tf.config.list_physical_devices("GPU"):
             tf.config.experimental.set_memory_growth(gpu, True)
-    except RuntimeError as error:
-        raise InternalError(f"the GPU was in use before its memory could be shared: {error}") from error
+    except RuntimeError as error:  # the process has used it before, and took all of it then
+        _log.warning("the GPU's memory cannot be shared: %s", error)
     tf.config.experimental.enable_tensor_float_32_execution(False)
     tf.config.experimental.enable_op_determinism()
     return found
