@@ -13,13 +13,15 @@ from pathlib import Path
 import h5py
 import keras
 import numpy as np
+import onnxruntime
 import pytest
+import tensorflow as tf
 from keras.src.applications import imagenet_utils
 from keras.src.legacy.saving import legacy_h5_format
 from keras.src.utils import file_utils
 
-from ray_cluster.vision import blocks, drawn, images
-from ray_cluster.vision.backbones import ARCHITECTURES, build_network
+from ray_cluster.vision import blocks, drawn, images, onnx_export
+from ray_cluster.vision.backbones import ARCHITECTURES, build_network, build_trunk_model
 from ray_cluster.vision.drawing.scenes import Pose, draw_scene
 from ray_cluster.vision.engines import Engine, load_engine
 from ray_cluster.vision.network_tails import NetworkTail
@@ -152,6 +154,16 @@ def test_features_are_those_of_keras(case: Case) -> None:
     scale = np.abs(expected_BD).max()
     assert expected_BD.std(axis=0).max() > 0.05 * scale, "the pictures all look the same to this network"
     np.testing.assert_allclose(actual_BD, expected_BD, rtol=0, atol=TOLERANCE * scale)
+
+
+def test_the_same_features_come_of_the_trunk_as_an_onnx_model(case: Case) -> None:
+    trunk = build_trunk_model(case.backbone, case.network, has_top=True)
+    argument = tf.TensorSpec((None, *case.images_BHWC.shape[1:]), tf.uint8, "image")
+    encoded = onnx_export.convert(lambda images_BHWC: trunk(images_BHWC, training=False), argument, "features")
+    session = onnxruntime.InferenceSession(encoded, providers=["CPUExecutionProvider"])
+    (actual_BD,) = session.run(["features"], {"image": case.images_BHWC})
+    expected_BD = case.keras_features_BD
+    np.testing.assert_allclose(actual_BD, expected_BD, rtol=0, atol=TOLERANCE * np.abs(expected_BD).max())
 
 
 def test_an_image_alone_has_the_same_features_bit_for_bit(case: Case) -> None:
