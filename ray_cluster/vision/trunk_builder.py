@@ -107,6 +107,7 @@ def _pooled(
     return {
         "feature_dim": feature_dim,
         "artefacts": {LiteRTEngine.name: _put(store, trunk_id, "trunk", "tflite", convert_to_litert(model))},
+        "network": _put(store, trunk_id, "network", "safetensors", uppers.encode(model)),
         "top": _put_top(store, trunk_id, pretrained.top),
     }
 
@@ -130,6 +131,7 @@ def _cut_below(
         described["feature_shape"] = list(blocks.cut_tensor(recipe.backbone, pretrained.network, cut).shape[1:])
         described["feature_dtype"] = "float16"
         described["artefacts"] = {LiteRTEngine.name: _put(store, trunk_id, "trunk", "tflite", convert_to_litert(lower))}
+        described["network"] = _put(store, trunk_id, "network", "safetensors", uppers.encode(lower))
     return described
 
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "datasets": "services.cli.datasets",
     "jobs": "services.cli.jobs",
     "labels": "services.cli.labels",
+    "export": "services.cli.export",
     "models": "services.cli.models",
     "keys": "services.cli.keys",
     "restore": "services.cli.restore",

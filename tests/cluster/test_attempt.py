@@ -8,12 +8,15 @@ import pytest
 
 from ray_cluster.train import finished
 from ray_cluster.vision.tails import Tail
+from ray_cluster.vision.verified import read_verified
 from services.contracts import names
 from services.contracts.backbones import BackboneName
+from services.contracts.exports import ExportFailure, ExportFormat, ExportManifest
 from services.contracts.ids import JobId
 from services.contracts.jobs import BaseModelSpec, FailureClass, JobEventType, Stage
 from services.contracts.models import ModelManifest, VersionClaim
 from tests.cluster.attempts import Attempts, kill, wait_until
+from tests.cluster.exports import check_exports
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -57,6 +60,27 @@ def test_a_job_tells_what_it_does(attempts: Attempts, undisturbed: JobId) -> Non
     warnings = [record.message for record in records if record.type is JobEventType.WARNING]
     assert any("'train/stray.jpg'" in warning for warning in warnings)
     assert "epoch 1: loss" in attempts.job_logs(undisturbed)
+
+
+def test_every_export_says_what_was_evaluated(
+    attempts: Attempts, drawings: Path, undisturbed: JobId, tmp_path: Path
+) -> None:
+    model = attempts.model(undisturbed)
+    assert model.predictions is not None
+    lines = [json.loads(line) for line in attempts.store.get(model.predictions.key).decode().splitlines()]
+    expected = {drawings / line["path"]: line["predictions"] for line in lines[::3]}
+    check_exports(attempts.store, model, expected, tmp_path, readme=True)
+
+
+def test_a_build_on_the_cluster_leaves_an_archive_or_says_why_not(attempts: Attempts, undisturbed: JobId) -> None:
+    model = attempts.model(undisturbed)
+    assert attempts.export(model, ExportFormat.TFLITE) == 0
+    found = ExportManifest.model_validate_json(attempts.store.get(names.model_export("drawings", 1, "tflite")))
+    assert read_verified(attempts.store, found.archive)[:2] == b"PK"
+    unknown = model.model_copy(update={"version": 9})
+    assert attempts.export(unknown, ExportFormat.TFLITE) == 1
+    failed = attempts.store.get(names.model_export_failure("drawings", 9, "tflite", 1))
+    assert ExportFailure.model_validate_json(failed).failure.code == "not_found"
 
 
 def same_bits(left: ModelManifest, right: ModelManifest) -> bool:

@@ -23,6 +23,7 @@ from services.contracts.models import ModelManifest
 from services.contracts.serving import ReplicaPrediction, trunk_route
 from services.training.reconciler.serve_applications import ServeTarget, desired_config
 from tests.cluster.attempts import Attempts, wait_until
+from tests.cluster.exports import check_exports
 from tests.servers.ray_local import LocalRay
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -108,6 +109,17 @@ def test_a_batch_prediction_labels_as_was_evaluated(attempts: Attempts, textures
         assert [{"label": each["label"], "probability": each["probability"]} for each in predictions] == evaluated[path]
 
 
+def evaluated(attempts: Attempts, model: ModelManifest, textures: Path, step: int) -> dict[Path, list[dict]]:
+    return {textures / line["path"]: line["predictions"] for line in lines_of(attempts, model)[::step]}
+
+
+def test_every_export_says_what_was_evaluated(
+    attempts: Attempts, textures: Path, undisturbed: JobId, tmp_path: Path
+) -> None:
+    model = attempts.model(undisturbed)
+    check_exports(attempts.store, model, evaluated(attempts, model, textures, 5), tmp_path)
+
+
 def test_serve_runs_it_on_an_application_of_its_trunk(
     attempts: Attempts, textures: Path, undisturbed: JobId, serve_url: str
 ) -> None:
@@ -185,7 +197,9 @@ def find_leader(attempts: Attempts, job: JobId) -> int:
     return int(done.stdout.splitlines()[-1])
 
 
-def test_the_whole_network_is_trained_and_served_alike(attempts: Attempts, textures: Path) -> None:
+def test_the_whole_network_is_trained_served_and_exported_alike(
+    attempts: Attempts, textures: Path, tmp_path: Path
+) -> None:
     spec = {**SPEC, "fine_tuning": {**FINE_TUNING, "epochs": 2}}
     job = attempts.accept(textures, "whole", train="all", **spec)
     assert attempts.run(job) == 0, attempts.log(job)
@@ -198,3 +212,4 @@ def test_the_whole_network_is_trained_and_served_alike(attempts: Attempts, textu
         assert isinstance(answer, Answer)
         answered = [each.model_dump(include={"label", "probability"}) for each in answer.predictions]
         assert answered == line["predictions"]
+    check_exports(attempts.store, model, evaluated(attempts, model, textures, 9), tmp_path)
