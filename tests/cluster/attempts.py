@@ -16,7 +16,6 @@ from services.contracts import names
 from services.contracts.base import utc_now
 from services.contracts.batch_predictions import BatchPredictionSpec, BatchResult
 from services.contracts.errors import NotFound
-from services.contracts.exports import ExportFormat
 from services.contracts.ids import DatasetId, JobId, new_batch_prediction_id, new_job_id, submission_id
 from services.contracts.jobs import (
     AttemptOutcome,
@@ -105,12 +104,6 @@ class Attempts:
             return process.wait(ATTEMPT_TIMEOUT_S)
         finally:
             process.kill()
-
-    def export(self, model: ModelManifest, form: ExportFormat) -> int:
-        """The first build of an export to its end, as a process of ours; the exit code."""
-        of = ["--model", model.model_name, "--version", str(model.version), "--format", form, "--build", "1"]
-        command = [sys.executable, "-m", "ray_cluster.export.build", "--bucket", self.bucket_uri, *of]
-        return subprocess.run(command, env=self.ray.env, cwd=ROOT, timeout=ATTEMPT_TIMEOUT_S).returncode
 
     def submit(self, job: JobId, attempt: int = 1) -> str:
         """The attempt to its end as a Ray job; its status."""

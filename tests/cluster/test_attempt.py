@@ -8,10 +8,8 @@ import pytest
 
 from ray_cluster.train import finished
 from ray_cluster.vision.tails import Tail
-from ray_cluster.vision.verified import read_verified
 from services.contracts import names
 from services.contracts.backbones import BackboneName
-from services.contracts.exports import ExportFailure, ExportFormat, ExportManifest
 from services.contracts.ids import JobId
 from services.contracts.jobs import BaseModelSpec, FailureClass, JobEventType, Stage
 from services.contracts.models import ModelManifest, VersionClaim
@@ -70,17 +68,6 @@ def test_every_export_says_what_was_evaluated(
     lines = [json.loads(line) for line in attempts.store.get(model.predictions.key).decode().splitlines()]
     expected = {drawings / line["path"]: line["predictions"] for line in lines[::3]}
     check_exports(attempts.store, model, expected, tmp_path, readme=True)
-
-
-def test_a_build_on_the_cluster_leaves_an_archive_or_says_why_not(attempts: Attempts, undisturbed: JobId) -> None:
-    model = attempts.model(undisturbed)
-    assert attempts.export(model, ExportFormat.TFLITE) == 0
-    found = ExportManifest.model_validate_json(attempts.store.get(names.model_export("drawings", 1, "tflite")))
-    assert read_verified(attempts.store, found.archive)[:2] == b"PK"
-    unknown = model.model_copy(update={"version": 9})
-    assert attempts.export(unknown, ExportFormat.TFLITE) == 1
-    failed = attempts.store.get(names.model_export_failure("drawings", 9, "tflite", 1))
-    assert ExportFailure.model_validate_json(failed).failure.code == "not_found"
 
 
 def same_bits(left: ModelManifest, right: ModelManifest) -> bool:
