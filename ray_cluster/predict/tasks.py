@@ -6,6 +6,7 @@ from ray_cluster.predict.labelling import label_shard, load_labeller
 from ray_cluster.predict.snapshot import Shard
 from ray_cluster.serve.model_tails import TailKey
 from ray_cluster.train.dispatch import TASK_CPUS
+from ray_cluster.train.here import here
 from ray_cluster.train.tasks import MAX_RETRIES
 from ray_cluster.train.work import Done, Watch
 from services.contracts.ids import JobId
@@ -18,7 +19,7 @@ def label_task(
     bucket_uri: str, source_uri: str, job_id: JobId, trunk: TrunkManifest, model: TailKey, top_k: int, shard: Shard
 ) -> Done[int]:
     """`label_shard` on some node; how many files it had."""
-    watch = Watch()
+    watch = Watch(here())
     with watch.working():
         store = open_store(bucket_uri)
         label_shard(store, open_store(source_uri), job_id, shard, top_k, lambda: load_labeller(store, trunk, model))

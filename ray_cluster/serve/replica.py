@@ -7,6 +7,7 @@ import time
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ray_cluster.serve.measures import ReplicaMeasures
 from ray_cluster.serve.service import TrunkService
 from ray_cluster.vision.engines import load_engine
 from ray_cluster.vision.trunks import read_trunk
@@ -33,12 +34,14 @@ class TrunkReplica:
             raise NotFound(f"trunk {settings.trunk_id} is not in {settings.bucket_uri}")
         threads = settings.threads or os.cpu_count() or 1
         engines = [load_engine(store, trunk) for _ in range(threads)]
+        self._measures = ReplicaMeasures()
         self._service = TrunkService(
             store,
             trunk,
             engines,
             tail_cache_bytes=settings.tail_cache_bytes,
             max_waiting=settings.max_waiting_images,
+            on_batch=self._measures.count_batch,
         )
         log.info(
             "trunk.loaded",
@@ -56,4 +59,6 @@ class TrunkReplica:
 
     def check_health(self) -> None:
         """Serve calls this every few seconds, and replaces the replica when it raises."""
+        standing = self._service.standing()
+        self._measures.show(waiting=standing.waiting, heads=standing.heads, head_bytes=standing.head_bytes)
         self._service.check_health()

@@ -109,6 +109,18 @@ class Transport:
             ApiError: the server answered with a problem.
             Unreachable: no answer within the client's patience.
         """
+        return self._parsed(parse, self.respond(method, path, query=query, body=body, files=files))
+
+    def respond(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Query | None = None,
+        body: BaseModel | None = None,
+        files: Files | None = None,
+    ) -> httpx2.Response:
+        """As `call`, for an answer that is not JSON."""
         headers = {"idempotency-key": uuid.uuid4().hex} if method == "POST" else {}
         params = _given(query or {})
         json = _json(body)
@@ -116,7 +128,7 @@ class Transport:
         def send() -> httpx2.Response:
             return self._client.request(method, path, params=params, json=json, files=files, headers=headers)
 
-        return self._parsed(parse, self._repeated(send))
+        return self._repeated(send)
 
     def text(self, path: str, *, query: Query) -> str:
         """The text at a path. Raises as `call` does."""

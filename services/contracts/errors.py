@@ -118,6 +118,12 @@ class ImageRejected(CallerError):
     code = "image_rejected"
 
 
+class LabelUnknown(CallerError):
+    """The version has no class of that name. `details["labels"]` are some that it has."""
+
+    code = "label_unknown"
+
+
 class ParentUnusable(CallerError):
     """A job cannot go on from this version as the spec wants it to."""
 

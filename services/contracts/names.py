@@ -75,6 +75,15 @@ def attempt_progress(job_id: JobId, attempt: int, seq: int) -> str:
     return f"{attempt_progress_prefix(job_id, attempt)}{seq:08d}.json"
 
 
+def attempt_trainers(job_id: JobId, attempt: int) -> str:
+    return f"jobs/{job_id}/attempts/a{attempt}/trainers/"
+
+
+def attempt_trainer(job_id: JobId, attempt: int, term: int) -> str:
+    """Which machine trained, from when on (`TrainerRecord`)."""
+    return f"{attempt_trainers(job_id, attempt)}t{term:04d}.json"
+
+
 def checkpoints_prefix(job_id: JobId) -> str:
     return f"jobs/{job_id}/checkpoints/"
 

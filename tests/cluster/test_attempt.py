@@ -11,7 +11,7 @@ from ray_cluster.vision.tails import Tail
 from services.contracts import names
 from services.contracts.backbones import BackboneName
 from services.contracts.ids import JobId
-from services.contracts.jobs import BaseModelSpec, FailureClass, JobEventType, Stage
+from services.contracts.jobs import BaseModelSpec, FailureClass, JobEventType, Stage, TrainerRecord
 from services.contracts.models import ModelManifest, VersionClaim
 from tests.cluster.attempts import Attempts, kill, wait_until
 from tests.cluster.exports import check_exports
@@ -52,6 +52,13 @@ def test_a_job_tells_what_it_does(attempts: Attempts, undisturbed: JobId) -> Non
         assert timing.finished_at is not None
         assert timing.compute_s is not None
         assert 0 < timing.compute_s <= (timing.finished_at - timing.started_at).total_seconds() + 0.001
+    for stage in (Stage.PREFLIGHT, Stage.FEATURES, Stage.FIT):
+        (work,) = stages[stage].machines
+        assert (len(work.machine.node_id), work.machine.instance_type) == (56, "local")
+        assert work.busy_s > 0
+    (key,) = [info.key for info in attempts.store.list(names.attempt_trainers(undisturbed, 1))]
+    trainer = TrainerRecord.model_validate_json(attempts.store.get(key))
+    assert (trainer.stage, trainer.machine) == (Stage.FIT, stages[Stage.FIT].machines[0].machine)
     epochs = [record.data["epoch"] for record in records if record.type is JobEventType.EPOCH]
     assert epochs == sorted(epochs)
     assert epochs[0] == 1

@@ -15,12 +15,13 @@ import pytest
 from PIL import Image
 
 from ray_cluster.serve.classifier import Answer, Classifier, Question
-from ray_cluster.serve.model_tails import TailKey, load_tail
+from ray_cluster.serve.explainer import Explainer, WhyQuestion
+from ray_cluster.serve.model_tails import LabelledTail, TailKey, load_tail
 from ray_cluster.vision.engines import load_engine
 from services.contracts.ids import JobId
 from services.contracts.jobs import TRAINING_STAGES, JobEventType, Stage
 from services.contracts.models import ModelManifest
-from services.contracts.serving import ReplicaPrediction, trunk_route
+from services.contracts.serving import ReplicaExplanation, ReplicaPrediction, trunk_route
 from services.training.reconciler.serve_applications import ServeTarget, desired_config
 from tests.cluster.attempts import Attempts, wait_until
 from tests.cluster.exports import check_exports
@@ -91,10 +92,24 @@ def test_what_is_served_is_what_was_evaluated(attempts: Attempts, textures: Path
     tail = load_tail(attempts.store, model.trunk, TailKey(model.model_name, model.version))
     classifier = Classifier([load_engine(attempts.store, model.trunk)], model.trunk.image_size)
     for line in lines_of(attempts, model)[::5]:
-        (answer,) = classifier.answer([Question((textures / line["path"]).read_bytes(), tail, 5)])
+        image = (textures / line["path"]).read_bytes()
+        check_explained(attempts, model, tail, classifier, image, line)
+        (answer,) = classifier.answer([Question(image, tail, 5)])
         assert isinstance(answer, Answer)
         answered = [each.model_dump(include={"label", "probability"}) for each in answer.predictions]
         assert answered == line["predictions"]
+
+
+def check_explained(
+    attempts: Attempts, model: ModelManifest, tail: LabelledTail, classifier: Classifier, image: bytes, line: dict
+) -> None:
+    """The explanation is of what was evaluated, and its map is that of the last block."""
+    question = WhyQuestion(image, TailKey(model.model_name, model.version), tail, None, drawn=False)
+    (answer,) = Explainer(attempts.store, model.trunk, classifier.features).answer([question])
+    assert isinstance(answer, ReplicaExplanation)
+    best = line["predictions"][0]
+    assert (answer.prediction.label, len(answer.map)) == (best["label"], 4)
+    assert answer.prediction.probability == pytest.approx(best["probability"], abs=1e-5)
 
 
 def test_a_batch_prediction_labels_as_was_evaluated(attempts: Attempts, textures: Path, undisturbed: JobId) -> None:
@@ -208,7 +223,9 @@ def test_the_whole_network_is_trained_served_and_exported_alike(
     tail = load_tail(attempts.store, model.trunk, TailKey(model.model_name, model.version))
     classifier = Classifier([load_engine(attempts.store, model.trunk)], model.trunk.image_size)
     for line in lines_of(attempts, model)[::9]:
-        (answer,) = classifier.answer([Question((textures / line["path"]).read_bytes(), tail, 5)])
+        image = (textures / line["path"]).read_bytes()
+        check_explained(attempts, model, tail, classifier, image, line)
+        (answer,) = classifier.answer([Question(image, tail, 5)])
         assert isinstance(answer, Answer)
         answered = [each.model_dump(include={"label", "probability"}) for each in answer.predictions]
         assert answered == line["predictions"]

@@ -8,7 +8,7 @@ from services.contracts.errors import CorruptObject
 from services.contracts.models import TrunkManifest
 from services.runtime.objects.protocol import ObjectStore
 
-__all__ = ["ENGINE_ID", "Engine", "load_engine"]
+__all__ = ["ENGINE_ID", "Engine", "load_engine", "read_flatbuffer"]
 
 ENGINE_ID = f"{LiteRTEngine.name}-{LiteRTEngine.version}"
 """The engine that `load_engine` takes, with its version: equal ids give equal bits on one kind of device."""
@@ -22,12 +22,21 @@ def load_engine(store: ObjectStore, trunk: TrunkManifest, threads: int = 1) -> E
     """
     if trunk.is_identity:
         return PixelEngine(trunk.image_size)
-    artefact = trunk.artefacts.get(LiteRTEngine.name)
-    if artefact is None:
-        raise CorruptObject(f"trunk {trunk.trunk_id} has no artefact that runs here: {sorted(trunk.artefacts)}")
-    engine = LiteRTEngine(read_verified(store, artefact), threads)
+    engine = LiteRTEngine(read_flatbuffer(store, trunk), threads)
     if engine.feature_dim != trunk.feature_dim:
         raise CorruptObject(
             f"trunk {trunk.trunk_id} gives {engine.feature_dim} features, its manifest says {trunk.feature_dim}"
         )
     return HalfPrecisionEngine(engine) if trunk.feature_dtype == "float16" else engine
+
+
+def read_flatbuffer(store: ObjectStore, trunk: TrunkManifest) -> bytes:
+    """The trunk as LiteRT reads it.
+
+    Raises `CorruptObject` where it has no such artefact, or its bytes are not those of the manifest, `NotFound` when
+    they are gone.
+    """
+    artefact = trunk.artefacts.get(LiteRTEngine.name)
+    if artefact is None:
+        raise CorruptObject(f"trunk {trunk.trunk_id} has no artefact that runs here: {sorted(trunk.artefacts)}")
+    return read_verified(store, artefact)

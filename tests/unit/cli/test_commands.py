@@ -41,9 +41,9 @@ def test_every_command_explains_itself(command: str) -> None:
     assert f"Usage: rekindle {command}" in result.output
 
 
-@pytest.mark.parametrize(
-    "module", ["main", "train", "predict", "label", "labels", "export", "datasets", "jobs", "models"]
-)
+@pytest.mark.parametrize("module", [
+    "main", "train", "predict", "explain", "label", "labels", "export", "datasets", "jobs", "receipt", "models", "cost",
+])  # fmt: skip
 def test_clients_commands_import_nothing_of_the_server(module: str) -> None:
     program = f"import sys, services.cli.{module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
@@ -59,6 +59,7 @@ def test_clients_commands_import_nothing_of_the_server(module: str) -> None:
         ["train", "x", "--parent-version", "1"],
         ["train", "x", "--parent", "m", "--rename-class", "old"],
         ["predict", "m"],
+        ["explain", "m"],
         ["label", "m"],
         ["label", "m", "s3://b/x/", "--detach", "--output", "x.csv"],
         ["labels", "download", "pred_1"],
