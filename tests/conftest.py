@@ -27,20 +27,33 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 ROOT = Path(__file__).parents[1]
 CLUSTER = "cluster"
 """The mark of tests that start a Ray cluster; a file has it for all of its tests or for none."""
+END_TO_END = "e2e"
+"""The folder of tests of a whole installation."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Those that take longest begin first; of them, those that strike come last, when less runs beside them."""
-    items.sort(key=lambda item: (item.get_closest_marker(CLUSTER) is None, item.path.parent.name == "chaos"))
+    order = [CLUSTER, "chaos", END_TO_END, "others"]
+
+    def kind(item: pytest.Item) -> str:
+        if item.get_closest_marker(CLUSTER) is None:
+            return "others"
+        folder = item.path.parent.name
+        return folder if folder in order else CLUSTER
+
+    items.sort(key=lambda item: order.index(kind(item)))
 
 
 class ByCluster(LoadScopeScheduling):
-    """Where several processes share the tests out, one has all that start a Ray cluster: two at a time are more than
-    two cores can bear. The others go file by file, with their fixtures."""
+    """Where several processes share the tests out, one has all that start a Ray cluster, but for those of a whole
+    installation, which another begins with: more clusters at a time are more than two cores can bear. The others go
+    file by file, with their fixtures."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
-        return CLUSTER if _starts_clusters(path) else path
+        if not _starts_clusters(path):
+            return path
+        return END_TO_END if Path(path).parent.name == END_TO_END else CLUSTER
 
 
 @cache

@@ -127,8 +127,8 @@ def _start_head() -> str:
 
 def _start_worker() -> str:
     return (
-        f"ulimit -n {_OPEN_FILES}; market=$(python -m ray_cluster.spot.market) && "
-        f"RAY_NODE_MARKET_TYPE=$market ray start --address=$RAY_HEAD_IP:{RAY_PORT} --disable-usage-stats"
+        f"ulimit -n {_OPEN_FILES}; machine=$(python -m ray_cluster.spot.market --environment) && "
+        f"env $machine ray start --address=$RAY_HEAD_IP:{RAY_PORT} --disable-usage-stats"
     )
 
 

@@ -8,6 +8,7 @@ from ray_cluster.predict.labelling import label_shard, load_labeller
 from ray_cluster.predict.snapshot import Shard
 from ray_cluster.serve.model_tails import TailKey
 from ray_cluster.train.dispatch import TASK_CPUS
+from ray_cluster.train.here import here
 from ray_cluster.train.tasks import MAX_RETRIES
 from ray_cluster.train.work import Done, Watch
 from services.contracts.ids import JobId
@@ -27,7 +28,7 @@ def label_task(
     shard: Shard,
 ) -> Done[int]:
     """`label_shard` on some node; how many files it had."""
-    watch = Watch()
+    watch = Watch(here())
     with watch.working():
         store, source = open_store(bucket_uri), open_store(source_uri)
         load = partial(load_labeller, store, trunk, engine_name, model)

@@ -75,15 +75,25 @@ class Batcher(Generic[Item, Result]):
             raise
 
     @property
+    def waiting_count(self) -> int:
+        """Items in the queue."""
+        return len(self._waiting)
+
+    @property
     def waiting_share(self) -> float:
         """How full the queue is, 0 to 1."""
-        return len(self._waiting) / self._waiting.capacity
+        return self.waiting_count / self._waiting.capacity
 
     def _overloaded(self, flow: str) -> Overloaded:
         return Overloaded(
             f"{len(self._waiting)} images are waiting already, which is the limit, and no model has more of them than "
             f"{flow!r}; try again"
         )
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a batch is in progress; may be asked from any thread."""
+        return bool(self._batch_started)
 
     def longest_running_s(self) -> float:
         """How long ago the oldest batch now in progress was started, in seconds; 0 when idle."""

@@ -66,14 +66,15 @@ class Classifier:
                 answers.append(error)
         usable = [place for place, answer in enumerate(answers) if not isinstance(answer, Exception)]
         if usable:
-            for place, features_D in zip(usable, self._features(np.stack(pixels)), strict=True):
+            for place, features_D in zip(usable, self.features(np.stack(pixels)), strict=True):
                 question = questions[place]
                 # A copy: a view would keep the features of the whole batch.
                 kept_D = features_D.copy() if question.keep_features else None
                 answers[place] = Answer(ranked(question.model, features_D, question.top_k), kept_D)
         return answers
 
-    def _features(self, images_BHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def features(self, images_BHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """What the trunk makes of the images, by the next engine that is free; see `Engine.features`."""
         engine = self._free.get()
         try:
             return engine.features(images_BHWC)

@@ -44,13 +44,7 @@ def load_tail(store: ObjectStore, trunk: TrunkManifest, key: TailKey) -> Labelle
         CorruptObject: what is in the bucket is not what the manifest says, or does not fit the trunk.
         ObjectStoreUnavailable: try again.
     """
-    manifest = _read_manifest(store, key)
-    if manifest.trunk.trunk_id != trunk.trunk_id:
-        raise Conflict(
-            f"model {key.model_name!r} version {key.version} is on trunk {manifest.trunk.trunk_id}, "
-            f"and this replica runs trunk {trunk.trunk_id}",
-            {"model": key.model_name, "version": key.version, "trunk_id": manifest.trunk.trunk_id},
-        )
+    manifest = _manifest_on(store, trunk, key)
     data = read_verified(store, manifest.tail)
     tail: AnyTail = NetworkTail(data) if manifest.tail_kind == "network" else Tail.from_bytes(data)
     if tail.feature_dim != trunk.feature_dim or tail.class_count != len(manifest.labels):
@@ -59,6 +53,26 @@ def load_tail(store: ObjectStore, trunk: TrunkManifest, key: TailKey) -> Labelle
             f"{tail.class_count} classes; its trunk gives {trunk.feature_dim} and it has {len(manifest.labels)} labels"
         )
     return LabelledTail(tail, tuple(manifest.labels))
+
+
+def read_network(store: ObjectStore, trunk: TrunkManifest, key: TailKey) -> bytes:
+    """The flatbuffer of a version whose tail is a network. Blocks. Raises as `load_tail` does."""
+    manifest = _manifest_on(store, trunk, key)
+    if manifest.tail_kind != "network":
+        raise CorruptObject(f"the tail of {key.model_name!r} version {key.version} is no network")
+    return read_verified(store, manifest.tail)
+
+
+def _manifest_on(store: ObjectStore, trunk: TrunkManifest, key: TailKey) -> ModelManifest:
+    """The version's manifest. Raises `Conflict` where it is on another trunk."""
+    manifest = _read_manifest(store, key)
+    if manifest.trunk.trunk_id != trunk.trunk_id:
+        raise Conflict(
+            f"model {key.model_name!r} version {key.version} is on trunk {manifest.trunk.trunk_id}, "
+            f"and this replica runs trunk {trunk.trunk_id}",
+            {"model": key.model_name, "version": key.version, "trunk_id": manifest.trunk.trunk_id},
+        )
+    return manifest
 
 
 def _read_manifest(store: ObjectStore, key: TailKey) -> ModelManifest:

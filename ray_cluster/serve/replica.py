@@ -7,6 +7,7 @@ import time
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ray_cluster.serve.measures import ReplicaMeasures
 from ray_cluster.serve.service import TrunkService
 from ray_cluster.vision.engines import KINDS, load_engine
 from ray_cluster.vision.engines.choice import choose
@@ -37,12 +38,14 @@ class TrunkReplica:
         chosen = choose(store, [trunk], gpu=settings.num_gpus > 0).engine
         count = 1 if KINDS[chosen].on_gpu else threads
         engines = [load_engine(store, trunk, chosen) for _ in range(count)] * (threads // count)
+        self._measures = ReplicaMeasures()
         self._service = TrunkService(
             store,
             trunk,
             engines,
             tail_cache_bytes=settings.tail_cache_bytes,
             max_waiting=settings.max_waiting_images,
+            on_batch=self._measures.count_batch,
         )
         log.info(
             "trunk.loaded",
@@ -60,4 +63,6 @@ class TrunkReplica:
 
     def check_health(self) -> None:
         """Serve calls this every few seconds, and replaces the replica when it raises."""
+        standing = self._service.standing()
+        self._measures.show(waiting=standing.waiting, heads=standing.heads, head_bytes=standing.head_bytes)
         self._service.check_health()

@@ -6,10 +6,13 @@ Array axes: D feature.
 """
 
 import asyncio
+import json
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +22,7 @@ from starlette.responses import Response, StreamingResponse
 
 from ray_cluster.serve.batching import Batcher
 from ray_cluster.serve.classifier import Answer, Classifier, Question, ranked
+from ray_cluster.serve.explainer import DrawnExplanation, Explainer, WhyQuestion
 from ray_cluster.serve.model_tails import LabelledTail, TailKey, load_tail
 from ray_cluster.serve.tail_cache import TailCache
 from ray_cluster.vision.engines import Engine
@@ -27,17 +31,21 @@ from services.contracts.errors import (
     CallerError,
     Conflict,
     InternalError,
+    LabelUnknown,
     ModelLoading,
     NotFound,
     RekindleError,
     RetryLater,
 )
+from services.contracts.explanations import PNG, ExplanationFormat
 from services.contracts.models import TrunkManifest
 from services.contracts.predictions import NDJSON
 from services.contracts.serving import (
     CHALLENGER_HEADER,
+    PREDICTION_HEADER,
     ReplicaAnswers,
     ReplicaError,
+    ReplicaExplanation,
     ReplicaPrediction,
     ReplicaQuestion,
     ReplicaScore,
@@ -57,6 +65,14 @@ CHALLENGERS_AT_ONCE = 8
 CHALLENGERS_UNTIL = 0.5
 """How full the queue may be for challengers to be scored: they are the first that overload costs."""
 
+EXPLANATIONS_WAITING = 16
+"""Explanations that wait for the one that is computed; more are refused. One thread computes them, besides those of the
+engines and with breaks, so however many are asked for, predictions lose a quarter of a thread."""
+LABELS_SHOWN = 20
+"""Of a version, to one who asks for a label that it does not have."""
+
+Query = TypeVar("Query", bound=BaseModel)
+
 # Serve's own logger: its handlers write structured lines to the replica's log.
 log = logging.getLogger("ray.serve")
 
@@ -71,8 +87,29 @@ class PredictQuery(BaseModel):
     top_k: int = Field(default=5, ge=1)
 
 
+class ExplainQuery(BaseModel):
+    """The query of one call for an explanation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(pattern=NAME_PATTERN)
+    version: int = Field(ge=1)
+    label: str | None = None
+    format: ExplanationFormat = "json"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a replica has in memory."""
+
+    waiting: int
+    """Images that wait for a thread."""
+    heads: int
+    head_bytes: int
+
+
 class TrunkService:
-    """Handles `POST …/predict` and `POST …/predict-batch`. See `contracts/serving.py` for what it answers."""
+    """Handles `POST …/predict`, `…/predict-batch` and `…/explain`. See `contracts/serving.py` for what it answers."""
 
     def __init__(
         self,
@@ -82,20 +119,36 @@ class TrunkService:
         *,
         tail_cache_bytes: int,
         max_waiting: int,
+        on_batch: Callable[[int, float], None] = lambda _images, _seconds: None,
     ) -> None:
         """`engines` all run `trunk`; as many threads share them.
 
         At most `max_waiting` images queue for a thread; models share the queue fairly, all versions of one together.
+        `on_batch` is told of each batch how many images it had and how many seconds they took, in the batch's thread.
         """
         self._store = store
         self._trunk = trunk
         self._tails: TailCache[TailKey, LabelledTail] = TailCache(self._load_tail, tail_cache_bytes)
         self._challengers = 0
+        classifier = Classifier(engines, trunk.image_size)
+
+        def answer(questions: Sequence[Question]) -> Sequence[Answer | Exception]:
+            started_at = time.perf_counter()
+            answers = classifier.answer(questions)
+            on_batch(len(questions), time.perf_counter() - started_at)
+            return answers
+
         self._batcher: Batcher[Question, Answer] = Batcher(
-            Classifier(engines, trunk.image_size).answer,
+            answer,
             workers=len(engines),
             max_batch=MAX_BATCH,
             max_waiting=max_waiting,
+        )
+        self._explanations: Batcher[WhyQuestion, ReplicaExplanation | DrawnExplanation] = Batcher(
+            Explainer(store, trunk, classifier.features, busy=lambda: self._batcher.is_running).answer,
+            workers=1,
+            max_batch=1,
+            max_waiting=EXPLANATIONS_WAITING,
         )
 
     async def handle(self, request: Request) -> Response:
@@ -105,7 +158,9 @@ class TrunkService:
             body = await request.body()
             if call == "predict-batch":
                 return _json(200, await self._answer_batch(body))
-            return await self._answer_one(body, _parse_query(request.query_params), _challenger_of(request))
+            if call == "explain":
+                return await self._explain(body, _parse(ExplainQuery, request.query_params))
+            return await self._answer_one(body, _parse(PredictQuery, request.query_params), _challenger_of(request))
         except RekindleError as error:
             return _error_response(error)
 
@@ -127,7 +182,7 @@ class TrunkService:
 
     async def _answer_one_of_many(self, question: ReplicaQuestion, image: bytes) -> ReplicaPrediction | ReplicaError:
         try:
-            query = _parse_query(question.model_dump(exclude={"size_bytes"}))
+            query = _parse(PredictQuery, question.model_dump(exclude={"size_bytes"}))
             try:
                 async with asyncio.timeout(HEAD_PATIENCE_S):
                     tail = await self._tail_of(query)
@@ -137,14 +192,31 @@ class TrunkService:
         except RekindleError as error:
             return _refusal(error)
 
+    async def _explain(self, image: bytes, query: ExplainQuery) -> Response:
+        key = TailKey(query.model, query.version)
+        tail = await self._tails.get(key)
+        if query.label is not None and query.label not in tail.labels:
+            raise _unknown(query.label, key, tail.labels)
+        question = WhyQuestion(image, key, tail, query.label, drawn=query.format == "png")
+        explained = await self._explanations.submit(question, flow=query.model)
+        if isinstance(explained, ReplicaExplanation):
+            return _json(200, explained)
+        # In ASCII, as headers are: labels are not.
+        prediction = json.dumps(explained.prediction.model_dump())
+        return Response(explained.png, 200, {PREDICTION_HEADER: prediction}, PNG)
+
     @property
     def waiting_share(self) -> float:
         """How full the queue of images is, 0 to 1."""
         return self._batcher.waiting_share
 
+    def standing(self) -> Standing:
+        """As of now."""
+        return Standing(self._batcher.waiting_count, len(self._tails), self._tails.used_bytes)
+
     def check_health(self) -> None:
         """Raises `InternalError` when the engine hangs."""
-        running_s = self._batcher.longest_running_s()
+        running_s = max(self._batcher.longest_running_s(), self._explanations.longest_running_s())
         if running_s > STUCK_AFTER_S:
             raise InternalError(f"a batch has been running for {running_s:.0f} s")
 
@@ -202,19 +274,31 @@ def _challenger_of(request: Request) -> int | None:
 
 def _call_of(request: Request) -> str:
     """What is called, by the path's end. Raises `NotFound`."""
-    path = re.fullmatch(r"(?:/trunks/[^/]+)?/(predict|predict-batch)", request.url.path)
+    path = re.fullmatch(r"(?:/trunks/[^/]+)?/(predict|predict-batch|explain)", request.url.path)
     if request.method != "POST" or path is None:
-        raise NotFound(f"nothing is at {request.method} {request.url.path}: POST to …/predict or …/predict-batch")
+        raise NotFound(
+            f"nothing is at {request.method} {request.url.path}: POST to …/predict, …/predict-batch or …/explain"
+        )
     return path[1]
 
 
-def _parse_query(values: Mapping[str, object]) -> PredictQuery:
+def _parse(kind: type[Query], values: Mapping[str, object]) -> Query:
     """Raises `CallerError` for a query that does not fit."""
     try:
-        return PredictQuery.model_validate(dict(values))
+        return kind.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         raise CallerError(f"query {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _unknown(label: str, key: TailKey, labels: Sequence[str]) -> LabelUnknown:
+    shown = list(labels[:LABELS_SHOWN])
+    more = f" and {len(labels) - len(shown)} more" if len(labels) > len(shown) else ""
+    return LabelUnknown(
+        f"model {key.model_name!r} version {key.version} has no label {label!r}: it has "
+        f"{', '.join(map(repr, shown))}{more}",
+        {"label": label, "labels": [*shown], "label_count": len(labels)},
+    )
 
 
 def _error_response(error: RekindleError) -> Response:

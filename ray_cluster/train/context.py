@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ray_cluster.train.capacity import CapacityWatch
 from ray_cluster.train.dispatch import Parallelism
 from ray_cluster.train.reporter import Reporter
-from ray_cluster.train.work import Span, Watch, covered_s
+from ray_cluster.train.work import Span, Watch, by_machine, covered_s
 from services.contracts.base import utc_now
 from services.contracts.ids import TrunkId
 from services.contracts.jobs import JobRecord, Stage, StageTiming
@@ -56,5 +56,10 @@ def running(context: AttemptContext, stage: Stage) -> Iterator[RunningStage]:
     yield run
     finished_at = utc_now()
     compute_s = covered_s(run.spans, Span(timing.started_at.timestamp(), finished_at.timestamp()))
-    ended = {"finished_at": finished_at, "skipped": run.skipped, "compute_s": round(compute_s, 3)}
+    ended = {
+        "finished_at": finished_at,
+        "skipped": run.skipped,
+        "compute_s": round(compute_s, 3),
+        "machines": by_machine(run.spans),
+    }
     context.reporter.stage(run.timing.model_copy(update=ended))

@@ -19,15 +19,16 @@ from ray_cluster.train.failures import classify
 from ray_cluster.train.finished import is_finished
 from ray_cluster.train.fit_control import FitControl, Identity, Order
 from ray_cluster.train.fit_job import FitEnd, FitJob, FitReturn
+from ray_cluster.train.here import here
 from ray_cluster.train.loaded import LoadedLoop
 from ray_cluster.train.reporter import Reporter
 from ray_cluster.train.shards import ShardMap, compute_here
 from ray_cluster.train.training_loop import State, TrainingLoop
 from services.contracts import names
 from services.contracts.base import utc_now
-from services.contracts.errors import Fenced
+from services.contracts.errors import Fenced, RetryLater
 from services.contracts.ids import JobId
-from services.contracts.jobs import Fence, Recovery
+from services.contracts.jobs import Fence, Recovery, TrainerRecord
 from services.runtime.objects import ObjectStore, open_store
 
 LONG_STEP_S = 5.0
@@ -104,6 +105,7 @@ class _Fit(Generic[State]):
         self._epochs_reported = 0
         self._step_began_s = self._saved_s = time.monotonic()
         self._background = Background()
+        self._background.run(partial(_note_machine, store, job, control.identity, began_at))
         self.writer = CheckpointWriter(self._write, self._warn)
 
     def resume(self, checkpoint: Checkpoint | None) -> State | None:
@@ -232,6 +234,19 @@ def _fit(
             fit.writer.save_now(loop.finish(state), None)
         finally:
             fit.end()
+
+
+def _note_machine(store: ObjectStore, job: FitJob, identity: Identity, began_at: datetime) -> None:
+    """For the job's receipt, which does without where that fails."""
+    machine = here()
+    if machine is None:
+        return
+    record = TrainerRecord(stage=job.stage, machine=machine, began_at=began_at)
+    key = names.attempt_trainer(job.job_id, identity.attempt, identity.term)
+    try:
+        store.put(key, record.model_dump_json().encode())
+    except RetryLater as error:
+        _log.warning("the receipt will lack this machine if it is lost: %s", error)
 
 
 def _goes_on_without(store: ObjectStore, job_id: JobId, attempt: int) -> bool:

@@ -9,6 +9,8 @@ MARKET_LABEL = "ray.io/market-type"
 ACCELERATOR_LABEL = "ray.io/accelerator-type"
 NODE_LABEL = "ray.io/node-id"
 """Ray's own labels: set by its autoscaler and KubeRay, or by `ray start --labels` and RAY_NODE_MARKET_TYPE."""
+INSTANCE_TYPE_VARIABLE = "REKINDLE_INSTANCE_TYPE"
+"""Of a node's environment: which type of machine it is, as the price list calls it."""
 
 _MARKET_VALUES: Mapping[Market, tuple[str, ...]] = {"any": (), "spot": ("spot",), "on_demand": ("on-demand",)}
 _EPSILON_CPUS = 1e-6

@@ -12,6 +12,7 @@ from ray_cluster.train import known_files
 from ray_cluster.train.dispatch import TASK_CPUS
 from ray_cluster.train.evaluate_network import run_network
 from ray_cluster.train.features import FeatureIndex, FeatureWork, compute_shard
+from ray_cluster.train.here import here
 from ray_cluster.train.inspection import Inspected, inspect_files
 from ray_cluster.train.listing import ListedFile
 from ray_cluster.train.work import Done, Watch
@@ -30,7 +31,7 @@ def inspect_task(
     bucket_uri: str, source_uri: str, dataset_id: DatasetId, files: list[ListedFile]
 ) -> Done[list[Inspected]]:
     """`inspect_files` on some node; what it finds is kept for other preflights of the dataset."""
-    watch = Watch()
+    watch = Watch(here())
     with watch.working():
         inspected = inspect_files(open_store(source_uri), files)
         known_files.save(open_store(bucket_uri), dataset_id, inspected)
@@ -51,7 +52,7 @@ def feature_task(
     bucket_uri: str, source_uri: str, trunk: TrunkManifest, engine_name: str, work: FeatureWork
 ) -> Done[int]:
     """`compute_shard` on some node; how many images it did."""
-    watch = Watch()
+    watch = Watch(here())
     with watch.working():
         compute_shard(open_store(bucket_uri), open_store(source_uri), trunk, engine_name, work)
     return Done(len(work.images), watch.spans[0])
@@ -67,7 +68,7 @@ def network_task(
     flatbuffer: bytes,
 ) -> Done[npt.NDArray[np.float32]]:
     """`run_network` on some node."""
-    watch = Watch()
+    watch = Watch(here())
     with watch.working():
         probabilities_NK = run_network(open_store(bucket_uri), open_store(source_uri), trunk, index, images, flatbuffer)
     return Done(probabilities_NK, watch.spans[0])
@@ -79,7 +80,7 @@ def build_trunk_task(bucket_uri: str, recipe: TrunkRecipe) -> Done[TrunkManifest
     """`build_trunk` in a process of its own. Seconds to import TensorFlow, and a download for `imagenet`."""
     from ray_cluster.vision.trunk_builder import build_trunk  # noqa: PLC0415 - TensorFlow loads here and nowhere else
 
-    watch = Watch()
+    watch = Watch(here())
     with watch.working():
         trunk = build_trunk(open_store(bucket_uri), recipe)
     return Done(trunk, watch.spans[0])

@@ -22,6 +22,7 @@ from ray_cluster.train.adam import Vector32
 from ray_cluster.train.crew import Crew
 from ray_cluster.train.fit_control import FitControl, Identity, Order
 from ray_cluster.train.fit_job import FitEnd, FitJob, FitNews, FitReturn
+from ray_cluster.train.here import here
 from ray_cluster.train.lbfgs import Vector
 from ray_cluster.train.loaded import LoadedLoop
 from ray_cluster.train.shards import Quantity, ShardResult, ShardTask
@@ -78,7 +79,7 @@ class _RunningFit:
         self.ended = threading.Event()
 
         def run() -> None:
-            watch = Watch()
+            watch = Watch(here())
             try:
                 with watch.working():
                     returned = fit_worker.run(loaded, job, self.control, self.crew, self.said.append)

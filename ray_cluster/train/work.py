@@ -1,10 +1,14 @@
-"""When work was done: spans of time, so that a stage can tell its work from its waiting."""
+"""When and where work was done: spans of time, so that a stage can tell its work from its waiting."""
 
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Generic, TypeVar
+
+from services.contracts.jobs import Machine, MachineWork
 
 Result = TypeVar("Result")
 
@@ -15,6 +19,8 @@ class Span:
 
     began_s: float
     ended_s: float
+    machine: Machine | None = None
+    """Null for a driver's own work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +32,11 @@ class Done(Generic[Result]):
 
 
 class Watch:
-    """Keeps spans; its owner reads them when all are in."""
+    """Keeps spans, of the machine that it is made on; its owner reads them when all are in."""
 
-    def __init__(self) -> None:
+    def __init__(self, machine: Machine | None = None) -> None:
         self.spans: list[Span] = []
+        self._machine = machine
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -38,7 +45,7 @@ class Watch:
         try:
             yield
         finally:
-            self.spans.append(Span(began_s, time.time()))
+            self.spans.append(Span(began_s, time.time(), self._machine))
 
 
 def covered_s(spans: Iterable[Span], within: Span) -> float:
@@ -50,3 +57,22 @@ def covered_s(spans: Iterable[Span], within: Span) -> float:
             covered += ended_s - began_s
             end_s = ended_s
     return covered
+
+
+def by_machine(spans: Iterable[Span]) -> list[MachineWork]:
+    """Each machine's share of the work, in the order in which they began."""
+    of_each: dict[str, list[Span]] = defaultdict(list)
+    for span in spans:
+        if span.machine is not None:
+            of_each[span.machine.node_id].append(span)
+    works = [
+        MachineWork(
+            machine=own[0].machine,
+            began_at=datetime.fromtimestamp(min(span.began_s for span in own), UTC),
+            ended_at=datetime.fromtimestamp(max(span.ended_s for span in own), UTC),
+            busy_s=round(sum(span.ended_s - span.began_s for span in own), 3),
+        )
+        for own in of_each.values()
+        if own[0].machine is not None
+    ]
+    return sorted(works, key=lambda work: (work.began_at, work.machine.node_id))

@@ -136,6 +136,25 @@ def decode(data: bytes, size: int) -> ImageHWC:
     return np.array(square, dtype=np.uint8)
 
 
+def decode_for_people(data: bytes, max_side: int) -> ImageHWC:
+    """The image in its own proportions, reduced to at most `max_side` pixels a side, never enlarged: uint8 [H, W, 3].
+
+    Otherwise as `decode`, which shows all of it as well: what is at some share of the height and width there is at the
+    same share here. Raises `ImageRejected`.
+    """
+    image = _open(data)
+    width, height = image.size
+    scale = min(1.0, max_side / max(width, height))
+    image.draft(image.mode, (round(width * scale), round(height * scale)))
+    _load(image)
+    orientation = _orientation(image)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    small = _to_rgb(image).resize(size, Image.Resampling.BILINEAR)
+    if orientation in _TRANSPOSITIONS:
+        small = small.transpose(_TRANSPOSITIONS[orientation])
+    return np.array(small, dtype=np.uint8)
+
+
 def view(image_HWC: ImageHWC, index: int) -> ImageHWC:
     """One of an image's fixed augmentations, `VIEWS[index]`; 0 is the image itself, 1 its mirror image.
 

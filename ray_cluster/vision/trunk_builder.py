@@ -118,6 +118,7 @@ def _pooled(
     return {
         "feature_dim": feature_dim,
         "artefacts": _put_artefacts(store, trunk_id, model),
+        "network": _put(store, trunk_id, "network", "safetensors", uppers.encode(model)),
         "top": _put_top(store, trunk_id, pretrained.top),
     }
 
@@ -141,6 +142,7 @@ def _cut_below(
         described["feature_shape"] = list(blocks.cut_tensor(recipe.backbone, pretrained.network, cut).shape[1:])
         described["feature_dtype"] = "float16"
         described["artefacts"] = _put_artefacts(store, trunk_id, lower)
+        described["network"] = _put(store, trunk_id, "network", "safetensors", uppers.encode(lower))
     return described
 
 

@@ -17,14 +17,18 @@ COMMANDS = {
     "up": "services.cli.up",
     "train": "services.cli.train",
     "predict": "services.cli.predict",
+    "explain": "services.cli.explain",
     "label": "services.cli.label",
     "datasets": "services.cli.datasets",
     "jobs": "services.cli.jobs",
+    "receipt": "services.cli.receipt",
     "labels": "services.cli.labels",
+    "export": "services.cli.export",
     "models": "services.cli.models",
     "keys": "services.cli.keys",
     "restore": "services.cli.restore",
     "gc": "services.cli.gc",
+    "cost": "services.cli.cost",
 }
 """Modules with `app`, a Typer of one command or several."""
 

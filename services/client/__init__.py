@@ -2,6 +2,7 @@
 
 from services.client.client import Rekindle
 from services.client.errors import ApiError, ClientError, JobFailed, Unreachable
+from services.client.explanations import ExplainedPicture
 from services.client.prediction_stream import StreamedImage
 
-__all__ = ["ApiError", "ClientError", "JobFailed", "Rekindle", "StreamedImage", "Unreachable"]
+__all__ = ["ApiError", "ClientError", "ExplainedPicture", "JobFailed", "Rekindle", "StreamedImage", "Unreachable"]

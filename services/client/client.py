@@ -9,11 +9,13 @@ import httpx2
 
 from services.client.batch_predictions import BatchPredictions
 from services.client.datasets import Datasets
+from services.client.explanations import ExplainedPicture, explain, explain_picture
 from services.client.models import Models
 from services.client.prediction_stream import StreamedImage, predict_each
 from services.client.predictions import predict
 from services.client.training_jobs import TrainingJobs
 from services.client.transport import Patience, Transport
+from services.contracts.explanations import Explanation
 from services.contracts.predictions import PredictResponse
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -99,3 +101,37 @@ class Rekindle:
             OSError: a file cannot be read.
         """
         return predict_each(self._transport, model, images, top_k=top_k, version=version, alias=alias)
+
+    def explain(
+        self,
+        model: str,
+        image: Path | str | bytes,
+        *,
+        label: str | None = None,
+        version: int | None = None,
+        alias: str | None = None,
+    ) -> Explanation:
+        """Where in one image the evidence for a label lies, as an array.
+
+        Args:
+            image: The path of a file, an `s3://…` URI, or an encoded image.
+            label: One of the model's labels; by default the most probable one.
+            version: A version of the model; by default its newest.
+            alias: An alias instead of a version.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        return explain(self._transport, model, image, label=label, version=version, alias=alias)
+
+    def explain_picture(
+        self,
+        model: str,
+        image: Path | str | bytes,
+        *,
+        label: str | None = None,
+        version: int | None = None,
+        alias: str | None = None,
+    ) -> ExplainedPicture:
+        """As `explain`, drawn over the image."""
+        return explain_picture(self._transport, model, image, label=label, version=version, alias=alias)

@@ -118,6 +118,12 @@ class ImageRejected(CallerError):
     code = "image_rejected"
 
 
+class LabelUnknown(CallerError):
+    """The version has no class of that name. `details["labels"]` are some that it has."""
+
+    code = "label_unknown"
+
+
 class ParentUnusable(CallerError):
     """A job cannot go on from this version as the spec wants it to."""
 
@@ -128,6 +134,12 @@ class WeightsUnusable(CallerError):
     """The weights do not exist, do not match their sha256, or do not fit the backbone."""
 
     code = "weights_unusable"
+
+
+class ExportFailed(CallerError):
+    """The archive could not be built. `details["code"]` says why."""
+
+    code = "export_failed"
 
 
 # --- retry later ----------------------------------------------------------------------------------------------------

@@ -339,6 +339,25 @@ class CapacityWait(StoredContract):
         return f"{text}; on-demand machines count from {self.on_demand_at:%H:%M:%S} UTC on."
 
 
+class Machine(StoredContract):
+    """A machine that worked for a job."""
+
+    node_id: str = Field(description="Ray's id of the node.")
+    instance_type: str | None = Field(
+        description="`local` for the machine of `rekindle up`; null where the machine does not know its type."
+    )
+    market: str | None = Field(description="`spot` or `on-demand`; null where the node has no label that says it.")
+
+
+class MachineWork(StoredContract):
+    """A machine's work in a stage."""
+
+    machine: Machine
+    began_at: datetime
+    ended_at: datetime
+    busy_s: float = Field(description="Seconds that its pieces of work took, each for itself.")
+
+
 class StageTiming(StoredContract):
     stage: Stage
     attempt: int
@@ -352,6 +371,9 @@ class StageTiming(StoredContract):
         default=None,
         description="Seconds of it in which its work was being done on some machine; in the others it waited for "
         "processes and machines to start. Null until it has ended.",
+    )
+    machines: list[MachineWork] = Field(
+        default=[], description="Who did its work, the head's drivers aside. Empty until it has ended."
     )
 
 
@@ -502,6 +524,14 @@ class ProgressRecord(StoredContract):
     stage: Stage
     message: str
     data: dict[str, JsonValue]
+
+
+class TrainerRecord(StoredContract):
+    """A trainer took a job's training: written by itself, for the case that it is lost and tells no more."""
+
+    stage: Stage
+    machine: Machine
+    began_at: datetime
 
 
 class AttemptOutcome(StoredContract):

@@ -69,6 +69,11 @@ class TrunkManifest(StoredContract):
         default=None,
         description="Safetensors: the pretrained network from the cut to the pooled features, its variables in order.",
     )
+    network: ObjectRef | None = Field(
+        default=None,
+        description="Safetensors: the pretrained network up to the cut, its variables in order, for exports; null for "
+        "`input`, and for trunks of releases without exports.",
+    )
     top: ObjectRef | None = Field(description="The pretrained classifier as a tail, where the weights have one.")
 
     @property

@@ -80,6 +80,15 @@ def attempt_progress(job_id: JobId, attempt: int, seq: int) -> str:
     return f"{attempt_progress_prefix(job_id, attempt)}{seq:08d}.json"
 
 
+def attempt_trainers(job_id: JobId, attempt: int) -> str:
+    return f"jobs/{job_id}/attempts/a{attempt}/trainers/"
+
+
+def attempt_trainer(job_id: JobId, attempt: int, term: int) -> str:
+    """Which machine trained, from when on (`TrainerRecord`)."""
+    return f"{attempt_trainers(job_id, attempt)}t{term:04d}.json"
+
+
 def checkpoints_prefix(job_id: JobId) -> str:
     return f"jobs/{job_id}/checkpoints/"
 
@@ -199,6 +208,31 @@ def model_manifest(model_name: str, version: int) -> str:
 def model_deletion(model_name: str, version: int) -> str:
     """`VersionDeletion`: the version was deleted by a user and is no longer shown or served."""
     return f"models/{model_name}/v{version}/deleted.json"
+
+
+def model_exports(model_name: str, version: int) -> str:
+    """Prefix of a version's exports."""
+    return f"models/{model_name}/v{version}/exports/"
+
+
+def model_export(model_name: str, version: int, export_format: str) -> str:
+    """`ExportManifest`, written after its archive."""
+    return f"{model_exports(model_name, version)}{export_format}.json"
+
+
+def model_export_archive(model_name: str, version: int, export_format: str, sha256: str) -> str:
+    """An archive, named by its content: builders that run at a time cannot overwrite each other's."""
+    return f"{model_exports(model_name, version)}{export_format}-{sha256[:16]}.zip"
+
+
+def model_export_failures(model_name: str, version: int, export_format: str) -> str:
+    """Prefix of what became of builds that left no archive."""
+    return f"{model_exports(model_name, version)}{export_format}-failures/"
+
+
+def model_export_failure(model_name: str, version: int, export_format: str, build: int) -> str:
+    """`ExportFailure`, created only if absent. Keys sort by build."""
+    return f"{model_export_failures(model_name, version, export_format)}{build:06d}.json"
 
 
 def model_aliases(model_name: str) -> str:

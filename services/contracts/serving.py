@@ -13,6 +13,11 @@ ignores it and answers plain JSON.
 `POST …/predict-batch` carries several images, also for different models: `pack` makes its body. 200 answers
 `ReplicaAnswers`, what `predict` would have answered for each; other statuses concern all of them. None waits long for
 another's head: one that is not loaded soon is answered with code `model_loading`, to be asked again.
+
+`POST …/explain` carries one encoded image as the raw body. Query: `model`, `version`, `format`, and `label` where it is
+not the most probable one that is to be explained. 200 answers `ReplicaExplanation` for the format `json`; for `png` it
+answers the picture, and the header `x-rekindle-prediction` has the `Prediction`, in ASCII. 422 for a label that the
+version does not have; 503 when as many explanations wait as may. Otherwise as `predict`.
 """
 
 from collections.abc import Sequence
@@ -29,6 +34,7 @@ IMPORT_PATH = "ray_cluster.serve.application:build"
 
 
 CHALLENGER_HEADER = "x-rekindle-challenger"
+PREDICTION_HEADER = "x-rekindle-prediction"
 
 
 class ReplicaScale(StoredContract):
@@ -69,6 +75,13 @@ class ReplicaScore(StoredContract):
     label: str | None = Field(description="The most probable one; null: see `dropped` and `error`.")
     dropped: bool = Field(default=False, description="The replica has too much to do for challengers.")
     error: str | None = None
+
+
+class ReplicaExplanation(StoredContract):
+    """Where the evidence for a label lies; see `Explanation.map`."""
+
+    prediction: Prediction
+    map: list[list[float]]
 
 
 class ReplicaError(StoredContract):

@@ -6,6 +6,7 @@ from typing import Annotated
 import anyio
 from fastapi import Depends, Request
 
+from services.inference.explain.operations import Explainer
 from services.inference.predict.operations import Predictor
 from services.runtime.settings import Settings
 
@@ -19,10 +20,11 @@ class Inference:
 
     settings: Settings
     predictor: Predictor
+    explainer: Explainer
     fetches: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(FETCH_THREADS))
 
 
-def inference_of(request: Request) -> Inference:
+async def inference_of(request: Request) -> Inference:
     """The gateway's dependencies, as its lifespan put them on the application."""
     value: object = request.app.state.inference
     if not isinstance(value, Inference):

@@ -2,6 +2,10 @@
 
 A call costs as much as the work on its image, so under load images go in batches. Nothing waits for a batch to fill: as
 long as fewer calls than allowed are under way, what comes goes at once, and what comes together is shared out to them.
+
+How many images may wait follows from how fast they are answered: nobody is to be kept waiting for what can as well be
+tried again elsewhere, or later. That keeps the time in a full queue the same, whatever the replicas run on (compare
+CoDel, Nichols and Jacobson, 2012, which bounds the same time by dropping what has waited).
 """
 
 import asyncio
@@ -11,12 +15,17 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from services.contracts.errors import Overloaded
+from services.inference.pace import Pace
 from services.runtime.fair_queue import FairQueue
 
 MAX_BATCH = 16
 """Images of one call. They are answered together, so the first of them waits for the last."""
 MAX_BATCH_BYTES = 16 * 1024 * 1024
 """A call that carries so much takes no more images."""
+WAIT_S = 0.25
+"""How long the last image of a full queue waits for its call, at the pace of late."""
+MIN_WAITING = 32
+"""So many may wait at any pace: as many as are sent for two requests at the same time."""
 
 Answer = TypeVar("Answer")
 
@@ -50,18 +59,28 @@ class Courier(Generic[Answer]):
         max_waiting: int,
     ) -> None:
         """`send` makes one call, and gives an answer or an error for each parcel, in order. An exception that it
-        raises is every parcel's."""
+        raises is every parcel's.
+
+        `max_waiting` parcels may wait until it is known how fast they are answered, and never more.
+        """
         self._send = send
         self._free_calls = calls_at_once
         self._starting_calls = 0
         """Those that have not taken their first batch."""
+        self._pace = Pace()
+        self._max_waiting = max_waiting
         self._waiting: FairQueue[str, _Waiting[Answer]] = FairQueue(max_waiting)
         self._calls: set[asyncio.Task[None]] = set()
+
+    def check_room(self, model: str) -> None:
+        """Raises `Overloaded` where a parcel for the model would be refused now."""
+        if not self._waiting.has_room(model):
+            raise self._overloaded(model)
 
     async def ask(self, parcel: Parcel) -> Answer:
         """The parcel's answer; models take turns in the queue (`FairQueue`).
 
-        Raises the parcel's error, or `Overloaded` where `max_waiting` parcels wait and none of the other models has
+        Raises the parcel's error, or `Overloaded` where as many parcels wait as may and none of the other models has
         more than this one: at once, or later, when a parcel for another model needs the room.
         """
         waiting: _Waiting[Answer] = _Waiting(parcel, asyncio.get_running_loop().create_future())
@@ -79,6 +98,11 @@ class Courier(Generic[Answer]):
         except asyncio.CancelledError:
             self._waiting.discard(parcel.model, waiting)  # its place is for others
             raise
+
+    @property
+    def waiting_count(self) -> int:
+        """Parcels in the queue."""
+        return len(self._waiting)
 
     async def ask_alone(self, parcel: Parcel) -> Answer:
         """The parcel's answer by a call of its own, at once and besides the others."""
@@ -127,6 +151,9 @@ class Courier(Generic[Answer]):
             for waiting in batch:
                 waiting.answer.cancel()
             raise
+        self._pace.done(len(batch), more=len(self._waiting) > 0)
+        if self._pace.per_s is not None:
+            self._waiting.capacity = min(self._max_waiting, max(MIN_WAITING, round(WAIT_S * self._pace.per_s)))
         for waiting, answer in zip(batch, answers, strict=True):
             if waiting.answer.done():
                 continue

@@ -6,9 +6,11 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from services.inference.context import Inference
-from services.inference.predict import michaniki, routes
+from services.inference.explain import routes as explain_routes
+from services.inference.explain.operations import Explainer
+from services.inference.predict import measures, michaniki, routes
 from services.inference.predict.operations import Predictor
-from services.inference.predict.resolution import Resolver, database_lookup
+from services.inference.predict.resolution import Resolver, database_generation, database_lookup
 from services.inference.predict.shadows import Shadows
 from services.inference.replicas import Replicas
 from services.runtime.database import Database
@@ -18,7 +20,7 @@ from services.runtime.settings import Settings
 
 SERVICE = "inference"
 TITLE = "Rekindle inference"
-DESCRIPTION = "Labels for images by published models, through Ray Serve."
+DESCRIPTION = "Labels for images by published models, and what they rest on, through Ray Serve."
 GRACEFUL_SHUTDOWN_EXTRA_S = 2
 
 
@@ -32,9 +34,12 @@ def build_parts(settings: Settings, database: Database, store: ObjectStore) -> G
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-        resolver, shadows = Resolver(database_lookup(database)), Shadows(replicas)
+        resolver = Resolver(database_lookup(database), database_generation(database))
+        shadows = Shadows(replicas)
         predictor = Predictor(resolver, replicas, shadows, settings.predict_deadline_s)
-        app.state.inference = Inference(settings, predictor)
+        measures.WAITING.set_function(replicas.waiting_count)
+        explainer = Explainer(resolver, replicas, settings.predict_deadline_s)
+        app.state.inference = Inference(settings, predictor, explainer)
         try:
             yield
         finally:
@@ -42,7 +47,9 @@ def build_parts(settings: Settings, database: Database, store: ObjectStore) -> G
             await replicas.aclose()
 
     return GatewayParts(
-        routers=[routes.build_router(settings), michaniki.build_router(settings)],
+        routers=[
+            build(settings) for build in (routes.build_router, explain_routes.build_router, michaniki.build_router)
+        ],
         lifespan=lifespan,
         tags=[routes.TAG, michaniki.TAG],
         dependencies={"serve": replicas.check},

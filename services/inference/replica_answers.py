@@ -8,17 +8,25 @@ from pydantic import ValidationError
 from services.contracts.errors import (
     ImageRejected,
     InternalError,
+    LabelUnknown,
     ModelLoading,
     NotFound,
     ObjectStoreUnavailable,
     Overloaded,
     RekindleError,
 )
+from services.contracts.explanations import PNG
 from services.contracts.predictions import Prediction
-from services.contracts.serving import ReplicaAnswers, ReplicaError, ReplicaPrediction
+from services.contracts.serving import (
+    PREDICTION_HEADER,
+    ReplicaAnswers,
+    ReplicaError,
+    ReplicaExplanation,
+    ReplicaPrediction,
+)
 
 _FINAL: dict[str, type[RekindleError]] = {
-    error.code: error for error in (ImageRejected, NotFound, Overloaded, ObjectStoreUnavailable)
+    error.code: error for error in (ImageRejected, LabelUnknown, NotFound, Overloaded, ObjectStoreUnavailable)
 }
 
 
@@ -34,6 +42,22 @@ class NotUp:
 
 
 ImageAnswer = list[Prediction] | NotUp
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedMap:
+    """An explanation as an array."""
+
+    prediction: Prediction
+    rows: list[list[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedPicture:
+    """An explanation drawn over its image."""
+
+    prediction: Prediction
+    png: bytes
 
 
 def read_answer(response: httpx2.Response) -> ImageAnswer:
@@ -73,6 +97,20 @@ def read_predictions(body: bytes | str) -> list[Prediction]:
         return ReplicaPrediction.model_validate_json(body).predictions
     except ValidationError as error:
         raise InternalError(f"a replica answered something else than predictions: {error}") from error
+
+
+def read_explanation(response: httpx2.Response) -> ExplainedMap | ExplainedPicture | NotUp:
+    """What a response to a question for an explanation means: as `read_answer`, and `LabelUnknown`."""
+    if response.status_code != 200:
+        return _read_refusal(response)
+    try:
+        if response.headers.get("content-type", "") == PNG:
+            prediction = Prediction.model_validate_json(response.headers.get(PREDICTION_HEADER, ""))
+            return ExplainedPicture(prediction, response.content)
+        explanation = ReplicaExplanation.model_validate_json(response.content)
+    except ValidationError as error:
+        raise InternalError(f"a replica answered something else than an explanation: {error}") from error
+    return ExplainedMap(explanation.prediction, explanation.map)
 
 
 def _read_refusal(response: httpx2.Response) -> NotUp:

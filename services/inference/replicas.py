@@ -19,12 +19,22 @@ import httpx2
 from pydantic import ValidationError
 
 from services.contracts.errors import ClusterUnavailable, InternalError, ModelLoading, Overloaded, RetryLater
+from services.contracts.explanations import ExplanationFormat
 from services.contracts.ids import TrunkId
 from services.contracts.predictions import NDJSON, Prediction
 from services.contracts.serving import CHALLENGER_HEADER, ReplicaQuestion, ReplicaScore, pack, trunk_route
 from services.inference.courier import Courier, Parcel
 from services.inference.predict.queries import ServedVersion
-from services.inference.replica_answers import ImageAnswer, NotUp, read_answer, read_answers, read_predictions
+from services.inference.replica_answers import (
+    ExplainedMap,
+    ExplainedPicture,
+    ImageAnswer,
+    NotUp,
+    read_answer,
+    read_answers,
+    read_explanation,
+    read_predictions,
+)
 
 Answer = TypeVar("Answer")
 
@@ -32,10 +42,12 @@ MAX_CONNECTIONS = 512
 CALLS_AT_ONCE = 3
 """Calls under way to a trunk, for each replica that it may have: enough that a replica finds the next one waiting."""
 MAX_WAITING = 256
-"""Images of a trunk that wait in this gateway; more are refused."""
+"""Images of a trunk that wait in this gateway at most; more are refused, and fewer where they are answered slowly."""
 MODEL_CONNECTIONS = 128
 """Images of one model that are asked for with a challenger at a time; more wait for each other, not for the connections
 of the rest."""
+EXPLANATIONS_AT_ONCE = 32
+"""That this gateway waits for; more are refused."""
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 1.0
 MAX_CRASHES = 3
@@ -90,6 +102,8 @@ class Replicas:
         self._calls_at_once = CALLS_AT_ONCE * max_replicas
         self._couriers: dict[TrunkId, Courier[ImageAnswer]] = {}
         self._answered: set[TrunkId] = set()
+        self._explanations = 0
+        """That are waited for."""
         self._shares: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         """By model; each lasts as long as somebody holds it or waits for it."""
 
@@ -98,6 +112,10 @@ class Replicas:
         for courier in self._couriers.values():
             await courier.aclose()
         await self._client.aclose()
+
+    def waiting_count(self) -> int:
+        """Images that wait in this gateway for a call to a replica."""
+        return sum(courier.waiting_count for courier in self._couriers.values())
 
     async def check(self) -> None:
         """Raises `ClusterUnavailable` when Serve's proxy does not answer."""
@@ -109,6 +127,12 @@ class Replicas:
             ) from error
         if not response.is_success:
             raise ClusterUnavailable(f"Ray Serve at {self._client.base_url} answers with {response.status_code}")
+
+    def check_room(self, served: ServedVersion) -> None:
+        """Raises `Overloaded` where an image for the version would be refused now. Costs next to nothing."""
+        courier = self._couriers.get(served.trunk_id)
+        if courier is not None:
+            courier.check_room(served.model_name)
 
     async def predict(self, served: ServedVersion, image: bytes, top_k: int, deadline: float) -> list[Prediction]:
         """The image's predictions, most probable first.
@@ -142,6 +166,23 @@ class Replicas:
         return await self._held(
             served, deadline, lambda timeout_s, _: self._ask_beside(served, challenger, image, top_k, timeout_s)
         )
+
+    async def explain(
+        self, served: ServedVersion, image: bytes, label: str | None, form: ExplanationFormat, deadline: float
+    ) -> ExplainedMap | ExplainedPicture:
+        """Where in the image the evidence for the label lies; None: for the most probable one.
+
+        Raises as `predict` does, and `LabelUnknown`; `Overloaded` also where many explanations are waited for.
+        """
+        if self._explanations >= EXPLANATIONS_AT_ONCE:
+            raise Overloaded(f"{self._explanations} explanations are being waited for, which is the limit; try again")
+        self._explanations += 1
+        try:
+            return await self._held(
+                served, deadline, lambda timeout_s, _: self._ask_why(served, image, label, form, timeout_s)
+            )
+        finally:
+            self._explanations -= 1
 
     async def _held(
         self, served: ServedVersion, deadline: float, ask: Callable[[float, bool], Awaitable[Answer | NotUp]]
@@ -224,6 +265,19 @@ class Replicas:
                 return NotUp("a replica ended its answer before it began", crashed=True)
             predictions = read_predictions(first)
             return predictions, PendingScore(lines, opened.pop_all())
+
+    async def _ask_why(
+        self, served: ServedVersion, image: bytes, label: str | None, form: ExplanationFormat, timeout_s: float
+    ) -> ExplainedMap | ExplainedPicture | NotUp:
+        query = {"model": served.model_name, "version": str(served.version), "format": form}
+        response = await self._client.post(
+            f"{trunk_route(served.trunk_id)}/explain",
+            params=query if label is None else query | {"label": label},
+            headers=_BODY,
+            content=image,
+            timeout=timeout_s,
+        )
+        return read_explanation(response)
 
     def _share_of(self, model_name: str) -> asyncio.Semaphore:
         return self._shares.setdefault(model_name, asyncio.Semaphore(MODEL_CONNECTIONS))

@@ -48,6 +48,8 @@ _CLUSTER_DEFAULTS = {
     "RAY_enable_worker_prestart": "0",
     "RAY_num_workers_soft_limit": "2",
     "RAY_idle_worker_killing_time_threshold_ms": "5000",
+    # For the receipts of jobs: this machine costs nothing.
+    "REKINDLE_INSTANCE_TYPE": "local",
 }
 _FOREIGN = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN_PATH", "RAY_JOB_CONFIG_JSON_ENV_VAR")
 """Would lead to another cluster, or another cluster's token."""

@@ -27,6 +27,7 @@ class FairQueue(Generic[Flow, Item]):
         if capacity < 1:
             raise ValueError(f"capacity {capacity} is below 1")
         self.capacity = capacity
+        """May be changed at any time; what waits already stays, also where it is more."""
         self._flows: OrderedDict[Flow, deque[Item]] = OrderedDict()
         """Those that have items, the one whose turn it is first."""
         self._size = 0
@@ -38,18 +39,29 @@ class FairQueue(Generic[Flow, Item]):
         """How many items of the flow wait."""
         return len(self._flows.get(flow, ()))
 
+    def has_room(self, flow: Flow) -> bool:
+        """Whether another item of the flow would be lined up."""
+        return self._size < self.capacity or self._gives_way(self._longest(), flow)
+
     def put(self, flow: Flow, item: Item) -> Item | None:
         """Lines the item up. Returns the item that there is no room for, this one or another, or None."""
         given_up: Item | None = None
         if self._size >= self.capacity:
-            longest = max(self._flows, key=self.waiting)
-            if self.waiting(longest) <= self.waiting(flow) + 1:
+            longest = self._longest()
+            if not self._gives_way(longest, flow):
                 return item
             given_up = self._flows[longest].pop()  # it has at least one other
             self._size -= 1
         self._flows.setdefault(flow, deque()).append(item)
         self._size += 1
         return given_up
+
+    def _longest(self) -> Flow:
+        return max(self._flows, key=self.waiting)
+
+    def _gives_way(self, longest: Flow, flow: Flow) -> bool:
+        """Whether the longest flow has more than the other would have with one item more."""
+        return self.waiting(longest) > self.waiting(flow) + 1
 
     def take(self) -> Item | None:
         """The next item, or None where nothing waits."""

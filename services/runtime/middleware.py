@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.runtime.logging import bound
-from services.runtime.problems import make_problem, problem_response
+from services.runtime.problems import CLIENT_GONE, make_problem, problem_response
 
 REQUEST_ID_HEADER = "X-Request-ID"
 _ACCEPTED_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -61,7 +61,7 @@ class RequestContext:
         method = scope["method"] if scope["method"] in _METHODS else "other"
         route = _route_template(scope)
         # No status: the client went away before there was one.
-        status = str(response.status or 499)
+        status = str(response.status or CLIENT_GONE)
         REQUESTS.labels(self._service, method, route, status).inc()
         LATENCY.labels(self._service, method, route).observe(duration_s)
         if route in _QUIET_ROUTES and response.status is not None and response.status < 400:

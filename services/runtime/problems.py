@@ -7,15 +7,18 @@ from dataclasses import dataclass
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
-from services.contracts.errors import RekindleError, RetryLater, Unauthenticated
+from services.contracts.errors import Overloaded, RekindleError, RetryLater, Unauthenticated
 
 MEDIA_TYPE = "application/problem+json"
 VALIDATION_FAILED = "validation_failed"
 PROBLEM_SCHEMA = "#/components/schemas/Problem"
+CLIENT_GONE = 499
+"""Logged and counted where the client went away before its answer; no client ever gets it."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -48,8 +51,10 @@ PROBLEM_KINDS: Mapping[str, ProblemKind] = {
     "too_many_quarantined": ProblemKind(422, "Too many files cannot be used"),
     "dataset_not_ready": ProblemKind(409, "The dataset's upload is not complete"),
     "image_rejected": ProblemKind(422, "The image cannot be used"),
+    "label_unknown": ProblemKind(422, "The model has no such label"),
     "parent_unusable": ProblemKind(422, "The parent version cannot be trained on"),
     "weights_unusable": ProblemKind(422, "The weights cannot be used"),
+    "export_failed": ProblemKind(409, "The export could not be built"),
     "unavailable": ProblemKind(503, "Not available at the moment"),
     "object_store_unavailable": ProblemKind(503, "The object store is not available at the moment"),
     "database_unavailable": ProblemKind(503, "The database is not available at the moment"),
@@ -150,7 +155,10 @@ def report(request: Request, error: Exception) -> Problem:
         log.error("http.unhandled_error", error_type=type(error).__name__, exc_info=error)
         return make_problem(request, "internal_error", _internal_detail(request))
     problem = problem_of(request, error)
-    if isinstance(error, RetryLater):
+    if isinstance(error, Overloaded):
+        # Of these there are most when there is least time; the request's own line has the status.
+        log.debug("http.overloaded", reason=error.message)
+    elif isinstance(error, RetryLater):
         log.warning("http.retry_later", code=error.code, reason=error.message, exc_info=error.__cause__)
     elif problem.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error("http.internal_error", code=error.code, reason=error.message, exc_info=error)
@@ -193,6 +201,11 @@ async def _on_framework_error(request: Request, error: HTTPException) -> JSONRes
     return problem_response(make_problem(request, code, detail, status=error.status_code), error.headers)
 
 
+async def _on_client_gone(_request: Request, _error: ClientDisconnect) -> Response:
+    """Nobody gets it: for the log and the metrics."""
+    return Response(status_code=CLIENT_GONE)
+
+
 async def _on_unhandled(request: Request, error: Exception) -> JSONResponse:
     return problem_response(report(request, error))
 
@@ -202,6 +215,7 @@ def install_problem_handlers(app: FastAPI) -> None:
     app.exception_handler(RekindleError)(_on_rekindle_error)
     app.exception_handler(RequestValidationError)(_on_invalid_request)
     app.exception_handler(HTTPException)(_on_framework_error)
+    app.exception_handler(ClientDisconnect)(_on_client_gone)
     app.exception_handler(Exception)(_on_unhandled)
 
 

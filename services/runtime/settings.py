@@ -192,6 +192,13 @@ class Settings(BaseSettings):
         "Unset: they are kept for the next job.",
     )
 
+    # --- receipts ---
+    prices: Path | None = Field(
+        default=None,
+        description="JSON file with prices of your own for receipts, see docs/operations.md. Unset: those that come "
+        "with Rekindle.",
+    )
+
     # --- logs ---
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log lines that are written."

@@ -37,7 +37,7 @@ class Training:
     uploads: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(UPLOAD_THREADS))
 
 
-def training_of(request: Request) -> Training:
+async def training_of(request: Request) -> Training:
     """The gateway's dependencies, as its lifespan put them on the application."""
     value: object = request.app.state.training
     if not isinstance(value, Training):

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from sqlalchemy import select
 
 from services.contracts import names
-from services.contracts.errors import CallerError, RetryLater
+from services.contracts.errors import CallerError, InternalError, RetryLater
 from services.contracts.ids import JobId
 from services.runtime.app import StartRefused
 from services.runtime.database import Database
@@ -17,6 +17,7 @@ from services.runtime.database.tables import JobRow
 from services.runtime.gateway import Gateway, GatewayParts
 from services.runtime.objects import ObjectStore
 from services.runtime.objects.check import self_test
+from services.runtime.prices import read_prices
 from services.runtime.settings import Settings
 from services.training.batch_predictions import routes as batch_predictions
 from services.training.context import Training
@@ -48,6 +49,7 @@ def build_parts(settings: Settings, database: Database, store: ObjectStore, ray:
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         app.state.training = training
         await asyncio.to_thread(_check_bucket, store)
+        await asyncio.to_thread(_check_prices, settings)
         await _warn_of_loss(database, store)
         reconciling = asyncio.create_task(Reconciler(training).run(), name="reconciler")
         reconciling.add_done_callback(_report)
@@ -91,6 +93,14 @@ def _check_bucket(store: ObjectStore) -> None:
         raise StartRefused(error.message) from error
     except RetryLater as error:
         log.warning("bucket.unchecked", reason=error.message)
+
+
+def _check_prices(settings: Settings) -> None:
+    """Raises `StartRefused` for a price file that no receipt could be made with."""
+    try:
+        read_prices(settings.prices)
+    except InternalError as error:
+        raise StartRefused(error.message) from error
 
 
 async def _warn_of_loss(database: Database, store: ObjectStore) -> None:

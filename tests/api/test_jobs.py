@@ -2,6 +2,7 @@
 
 import asyncio
 import shlex
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,17 @@ from services.contracts.jobs import (
     JobOutcome,
     JobRecord,
     JobState,
+    Machine,
+    MachineWork,
     Progress,
     Stage,
     StageTiming,
+    TrainerRecord,
 )
+from services.contracts.receipts import Receipt
 from services.runtime.database import Database
 from services.runtime.database.leases import LeaseStore
+from services.runtime.prices import read_prices
 from services.training.ray_api import RayStatus
 from services.training.reconciler.actor import Actor
 from services.training.reconciler.loop import LEASE_NAME, Reconciler
@@ -198,6 +204,37 @@ async def test_a_job_from_acceptance_to_a_published_model(each_gateway: Training
     moves = [event["state"] for event in events if event["type"] == "state"]
     assert moves == ["queued", "queued", "preparing", "training", "succeeded"]
     assert len(gateway.ray.submissions) == 1
+
+
+async def test_the_receipt_has_the_machines_that_the_attempts_told_of(gateway: TrainingGateway) -> None:
+    job_id = (await gateway.job())["id"]
+    attempt = await gateway.attempt(job_id)
+    attempt.run()
+    machine = Machine(node_id="a" * 56, instance_type="g4dn.xlarge", market="spot")
+    began = utc_now() - timedelta(hours=1)
+    work = MachineWork(machine=machine, began_at=began, ended_at=began + timedelta(minutes=30), busy_s=60)
+    begun = StageTiming(stage=Stage.FEATURES, attempt=1, started_at=began, finished_at=None)
+    attempt.report(JobEventType.STAGE, Stage.FEATURES, begun)
+    ended = begun.model_copy(update={"finished_at": work.ended_at, "compute_s": 60.0, "machines": [work]})
+    attempt.report(JobEventType.STAGE, Stage.FEATURES, ended)
+    lost = TrainerRecord(stage=Stage.FIT, machine=machine.model_copy(update={"node_id": "b" * 56}), began_at=utc_now())
+    gateway.store.put(names.attempt_trainer(JobId(job_id), 1, 1), lost.model_dump_json().encode())
+    attempt.publish()
+    await gateway.job_in(job_id, "succeeded")
+    answer = await gateway.client.get(f"/v1/training-jobs/{job_id}/receipt")
+    assert answer.status_code == 200, answer.text
+    receipt = Receipt.model_validate_json(answer.content)
+    price = read_prices().find("g4dn.xlarge")
+    assert price is not None
+    assert price.spot is not None
+    assert [each.machine.node_id[0] for each in receipt.machines] == ["a", "b"]
+    assert receipt.machines[0].cost == pytest.approx(price.spot / 2)
+    assert receipt.final
+    problem(await gateway.client.get("/v1/training-jobs/job_x/receipt"), 404, "not_found")
+
+    shown = (await gateway.client.get("/metrics")).text
+    for sample in ('rekindle_job_attempts_total{kind="train"}', 'rekindle_jobs_ended_total{kind="train",state='):
+        assert sample in shown
 
 
 async def reads(gateway: TrainingGateway, job_id: str, *, epoch: int) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from starlette.responses import PlainTextResponse
 from services.contracts.predictions import NDJSON, StreamLine
 from services.inference.predict.operations import IMAGES_AT_ONCE
 from services.inference.predict.streaming import wants_stream
+from services.runtime.problems import CLIENT_GONE
 from tests.api.test_predict import one_image_a_call, serve, serve_url, settings_for, started
 from tests.servers.exchange import Exchange, exchange
 from tests.servers.serve_fake import REJECTED, FakeServe, proxy_busy
@@ -107,20 +108,24 @@ async def test_too_many_images_are_refused_as_for_json(serve_url: str, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("response", "code", "retry_after_s"),
-    [(proxy_busy(), "overloaded", 2), (PlainTextResponse("I'm a teapot, secretly", 418), "internal_error", None)],
+    ("response", "others", "code", "retry_after_s"),
+    [
+        (proxy_busy(), [], "overloaded", 2),
+        (PlainTextResponse("I'm a teapot, secretly", 418), [b"never"], "internal_error", None),
+    ],
 )
 async def test_after_the_first_line_it_is_the_last_line(
     app: FastAPI,
     serve: FakeServe,
     response: PlainTextResponse,
+    others: list[bytes],
     code: str,
     retry_after_s: int | None,
 ) -> None:
     serve.answers_to = {b"tulip": response}
     gate = hold(serve, b"tulip")
-    hold(serve, b"never")
-    async with ask(app, b"rose", b"tulip", b"never") as answer:
+    hold(serve, *others)
+    async with ask(app, b"rose", b"tulip", *others) as answer:
         assert [(await answer.line())["type"] for _ in range(2)] == ["start", "image"]
         gate.set()
         (last,) = await answer.rest()
@@ -129,6 +134,31 @@ async def test_after_the_first_line_it_is_the_last_line(
     assert last["problem"]["instance"] == "/v1/models/flowers/predict"
     assert last["problem"]["request_id"] == answer.headers["x-request-id"]
     assert "secretly" not in str(last)
+
+
+async def test_an_image_that_is_refused_waits_for_another_of_its_request(app: FastAPI, serve: FakeServe) -> None:
+    """One of two is refused once: it comes after the other, which kept the request's place."""
+    serve.answers_first = [proxy_busy()]
+    gate = hold(serve, b"rose", b"tulip")
+    async with ask(app, b"rose", b"tulip") as answer:
+        await wait_for_requests(serve, 2)
+        gate.set()
+        start, *images, end = await answer.rest()
+    assert start["image_count"] == 2
+    assert [line["status"] for line in images] == ["ok", "ok"]
+    assert end == {"type": "end", "failed_count": 0}
+    assert serve.requests.total() == 3
+
+
+async def test_where_all_are_refused_so_is_the_request(app: FastAPI, serve: FakeServe) -> None:
+    serve.answers_to = {b"rose": proxy_busy(), b"tulip": proxy_busy()}
+    gate = hold(serve, b"rose", b"tulip")
+    async with ask(app, b"rose", b"tulip") as answer:
+        await wait_for_requests(serve, 2)
+        gate.set()
+        body = await answer.whole()
+    assert (answer.status, body["code"]) == (503, "overloaded")
+    assert serve.requests.total() == 2
 
 
 async def test_the_deadline_ends_it_with_a_problem(serve_url: str, serve: FakeServe, tmp_path: Path) -> None:
@@ -170,6 +200,21 @@ async def wait_for_requests(serve: FakeServe, count: int) -> None:
     async with asyncio.timeout(10):
         while serve.requests.total() < count:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
+
+
+async def test_so_does_one_that_wants_json(app: FastAPI, serve: FakeServe) -> None:
+    held = [f"picture {number}".encode() for number in range(3 * IMAGES_AT_ONCE)]
+    gate = hold(serve, *held)
+    files = [("images", (f"{number}.jpg", data)) for number, data in enumerate(held)]
+    async with exchange(app, "/v1/models/flowers/predict", {}, files=files) as answer:
+        await wait_for_requests(serve, IMAGES_AT_ONCE)
+        await answer.leave()
+        assert answer.task.done()
+        assert answer.status == CLIENT_GONE
+    gate.set()
+    async with ask(app, b"tulip") as after:
+        assert len(await after.rest()) == 3
+    assert serve.requests.total() == IMAGES_AT_ONCE + 1
 
 
 # --- who gets it ---

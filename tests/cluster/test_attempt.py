@@ -13,10 +13,11 @@ from ray_cluster.vision.tails import Tail
 from services.contracts import names
 from services.contracts.backbones import BackboneName
 from services.contracts.ids import JobId
-from services.contracts.jobs import BaseModelSpec, FailureClass, JobEventType, Stage
+from services.contracts.jobs import BaseModelSpec, FailureClass, JobEventType, Stage, TrainerRecord
 from services.contracts.models import EngineChoice, ModelManifest, VersionClaim
 from services.runtime.objects import ObjectStore
 from tests.cluster.attempts import Attempts, kill, wait_until
+from tests.cluster.exports import check_exports
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -54,12 +55,29 @@ def test_a_job_tells_what_it_does(attempts: Attempts, undisturbed: JobId) -> Non
         assert timing.finished_at is not None
         assert timing.compute_s is not None
         assert 0 < timing.compute_s <= (timing.finished_at - timing.started_at).total_seconds() + 0.001
+    for stage in (Stage.PREFLIGHT, Stage.FEATURES, Stage.FIT):
+        (work,) = stages[stage].machines
+        assert (len(work.machine.node_id), work.machine.instance_type) == (56, "local")
+        assert work.busy_s > 0
+    (key,) = [info.key for info in attempts.store.list(names.attempt_trainers(undisturbed, 1))]
+    trainer = TrainerRecord.model_validate_json(attempts.store.get(key))
+    assert (trainer.stage, trainer.machine) == (Stage.FIT, stages[Stage.FIT].machines[0].machine)
     epochs = [record.data["epoch"] for record in records if record.type is JobEventType.EPOCH]
     assert epochs == sorted(epochs)
     assert epochs[0] == 1
     warnings = [record.message for record in records if record.type is JobEventType.WARNING]
     assert any("'train/stray.jpg'" in warning for warning in warnings)
     assert "epoch 1: loss" in attempts.job_logs(undisturbed)
+
+
+def test_every_export_says_what_was_evaluated(
+    attempts: Attempts, drawings: Path, undisturbed: JobId, tmp_path: Path
+) -> None:
+    model = attempts.model(undisturbed)
+    assert model.predictions is not None
+    lines = [json.loads(line) for line in attempts.store.get(model.predictions.key).decode().splitlines()]
+    expected = {drawings / line["path"]: line["predictions"] for line in lines[::3]}
+    check_exports(attempts.store, model, expected, tmp_path, readme=True)
 
 
 def same_bits(left: ModelManifest, right: ModelManifest) -> bool:

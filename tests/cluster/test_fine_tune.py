@@ -15,13 +15,15 @@ import pytest
 from PIL import Image
 
 from ray_cluster.serve.classifier import Answer, Classifier, Question
-from ray_cluster.serve.model_tails import TailKey, load_tail
+from ray_cluster.serve.explainer import Explainer, WhyQuestion
+from ray_cluster.serve.model_tails import LabelledTail, TailKey, load_tail
 from services.contracts.ids import JobId
 from services.contracts.jobs import TRAINING_STAGES, JobEventType, Stage
 from services.contracts.models import ModelManifest
-from services.contracts.serving import ReplicaPrediction, trunk_route
+from services.contracts.serving import ReplicaExplanation, ReplicaPrediction, trunk_route
 from services.training.reconciler.serve_applications import ServeTarget, desired_config
 from tests.cluster.attempts import Attempts, wait_until
+from tests.cluster.exports import check_exports
 from tests.servers.ray_local import LocalRay
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -89,10 +91,24 @@ def test_what_is_served_is_what_was_evaluated(attempts: Attempts, textures: Path
     tail = load_tail(attempts.store, model.trunk, TailKey(model.model_name, model.version))
     classifier = Classifier([attempts.engine(undisturbed, model.trunk)], model.trunk.image_size)
     for line in lines_of(attempts, model)[::5]:
-        (answer,) = classifier.answer([Question((textures / line["path"]).read_bytes(), tail, 5)])
+        image = (textures / line["path"]).read_bytes()
+        check_explained(attempts, model, tail, classifier, image, line)
+        (answer,) = classifier.answer([Question(image, tail, 5)])
         assert isinstance(answer, Answer)
         answered = [each.model_dump(include={"label", "probability"}) for each in answer.predictions]
         assert answered == line["predictions"]
+
+
+def check_explained(
+    attempts: Attempts, model: ModelManifest, tail: LabelledTail, classifier: Classifier, image: bytes, line: dict
+) -> None:
+    """The explanation is of what was evaluated, and its map is that of the last block."""
+    question = WhyQuestion(image, TailKey(model.model_name, model.version), tail, None, drawn=False)
+    (answer,) = Explainer(attempts.store, model.trunk, classifier.features).answer([question])
+    assert isinstance(answer, ReplicaExplanation)
+    best = line["predictions"][0]
+    assert (answer.prediction.label, len(answer.map)) == (best["label"], 4)
+    assert answer.prediction.probability == pytest.approx(best["probability"], abs=1e-5)
 
 
 def test_a_batch_prediction_labels_as_was_evaluated(attempts: Attempts, textures: Path, undisturbed: JobId) -> None:
@@ -105,6 +121,17 @@ def test_a_batch_prediction_labels_as_was_evaluated(attempts: Attempts, textures
     assert images.keys() == evaluated.keys()
     for path, predictions in images.items():
         assert [{"label": each["label"], "probability": each["probability"]} for each in predictions] == evaluated[path]
+
+
+def evaluated(attempts: Attempts, model: ModelManifest, textures: Path, step: int) -> dict[Path, list[dict]]:
+    return {textures / line["path"]: line["predictions"] for line in lines_of(attempts, model)[::step]}
+
+
+def test_every_export_says_what_was_evaluated(
+    attempts: Attempts, textures: Path, undisturbed: JobId, tmp_path: Path
+) -> None:
+    model = attempts.model(undisturbed)
+    check_exports(attempts.store, model, evaluated(attempts, model, textures, 5), tmp_path)
 
 
 def test_serve_runs_it_on_an_application_of_its_trunk(
@@ -184,7 +211,9 @@ def find_leader(attempts: Attempts, job: JobId) -> int:
     return int(done.stdout.splitlines()[-1])
 
 
-def test_the_whole_network_is_trained_and_served_alike(attempts: Attempts, textures: Path) -> None:
+def test_the_whole_network_is_trained_served_and_exported_alike(
+    attempts: Attempts, textures: Path, tmp_path: Path
+) -> None:
     spec = {**SPEC, "fine_tuning": {**FINE_TUNING, "epochs": 2}}
     job = attempts.accept(textures, "whole", train="all", **spec)
     assert attempts.run(job) == 0, attempts.log(job)
@@ -193,7 +222,10 @@ def test_the_whole_network_is_trained_and_served_alike(attempts: Attempts, textu
     tail = load_tail(attempts.store, model.trunk, TailKey(model.model_name, model.version))
     classifier = Classifier([attempts.engine(job, model.trunk)], model.trunk.image_size)
     for line in lines_of(attempts, model)[::9]:
-        (answer,) = classifier.answer([Question((textures / line["path"]).read_bytes(), tail, 5)])
+        image = (textures / line["path"]).read_bytes()
+        check_explained(attempts, model, tail, classifier, image, line)
+        (answer,) = classifier.answer([Question(image, tail, 5)])
         assert isinstance(answer, Answer)
         answered = [each.model_dump(include={"label", "probability"}) for each in answer.predictions]
         assert answered == line["predictions"]
+    check_exports(attempts.store, model, evaluated(attempts, model, textures, 9), tmp_path)

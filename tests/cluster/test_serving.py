@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx2
 import numpy as np
@@ -212,6 +213,25 @@ async def test_a_challenger_is_scored_on_the_same_pass(gateway: httpx2.AsyncClie
     async with asyncio.timeout(30):
         while f"{{{labels}}} 5.0" not in (await gateway.get("/metrics")).text:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
+
+
+async def test_an_answer_is_explained(served: Served, gateway: httpx2.AsyncClient) -> None:
+    image = [("images", ("1.jpg", picture(1)))]
+    answers = [
+        await gateway.post(f"/v1/models/pets/{call}", files=image, headers={"accept": kind})
+        for call, kind in (("predict", "application/json"), ("explain", "application/json"), ("explain", "image/png"))
+    ]
+    assert [answer.status_code for answer in answers] == [200, 200, 200], answers[-1].text
+    best, shown = answers[0].json()["results"][0]["predictions"][0], answers[1].json()
+    assert (shown["label"], shown["index"]) == (best["label"], best["index"])
+    assert shown["probability"] == pytest.approx(best["probability"], abs=TOLERANCE)
+    assert (shown["height"], shown["width"]) == np.shape(shown["map"]) == (4, 4)
+    assert np.max(shown["map"]) == 1
+    drawn = Image.open(io.BytesIO(answers[2].content))
+    assert (drawn.format, drawn.size) == ("PNG", (160, 120))
+    assert answers[2].headers["x-rekindle-label"] == quote(best["label"], safe="")
+    unknown = await gateway.post("/v1/models/pets/explain", files=image, params={"label": "dragon"})
+    assert (unknown.status_code, unknown.json()["details"]["label_count"]) == (422, MODELS["pets"])
 
 
 async def test_answers_are_streamed(gateway: httpx2.AsyncClient) -> None:

@@ -1,7 +1,8 @@
 """Renders the kustomizations in deploy/k8s as `kubectl kustomize` would, for what they use of it; refuses the rest.
 
-`resources`, `components`, `namespace`, `images` (`newName`, `newTag`) and `patches` of JSON operations with a target,
-in kustomize's order: what a folder refers to, its components, then its own changes.
+`resources`, `components`, `namespace`, `images` (`newName`, `newTag`), `patches` of JSON operations with a target, and
+`configMapGenerator` of files, without a hash in the name; in kustomize's order: what a folder refers to and generates,
+its components, then its own changes.
 """
 
 import copy
@@ -13,7 +14,7 @@ import yaml
 
 Document = dict[str, Any]
 
-_FIELDS = {"apiVersion", "kind", "namespace", "resources", "components", "images", "patches"}
+_FIELDS = {"apiVersion", "kind", "namespace", "resources", "components", "images", "patches", "configMapGenerator"}
 _KINDS = {
     ("kustomize.config.k8s.io/v1beta1", "Kustomization"),
     ("kustomize.config.k8s.io/v1alpha1", "Component"),
@@ -54,6 +55,7 @@ def _render(folder: Path, below: list[Document]) -> list[Document]:
     documents = list(below)
     for name in kustomization.get("resources", []):
         documents += _resources(folder / name)
+    documents += [_config_map(folder, generator) for generator in kustomization.get("configMapGenerator", [])]
     for name in kustomization.get("components", []):
         documents = _render((folder / name).resolve(), documents)
     identities = [(each["apiVersion"], each["kind"], each["metadata"]["name"]) for each in documents]
@@ -73,6 +75,20 @@ def _resources(path: Path) -> list[Document]:
     if path.is_dir():
         return _render(path.resolve(), [])
     return load_all(path.read_text())
+
+
+def _config_map(folder: Path, generator: Document) -> Document:
+    options = generator.get("options", {})
+    plain = generator.keys() == {"name", "files", "options"} and options.keys() <= {"disableNameSuffixHash", "labels"}
+    _refuse(not plain or options.get("disableNameSuffixHash") is not True, f"{folder}: generator {generator}")
+    outside = [name for name in generator["files"] if "=" in name or ".." in name]
+    _refuse(bool(outside), f"{folder}: kustomize reads files below its folder only: {outside}")
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": generator["name"], "labels": options.get("labels", {})},
+        "data": {Path(name).name: (folder / name).read_text() for name in generator["files"]},
+    }
 
 
 def _apply_patch(folder: Path, patch: Document, documents: list[Document]) -> None:

@@ -19,11 +19,14 @@ from keras.src.legacy.saving import legacy_h5_format
 from keras.src.utils import file_utils
 
 from ray_cluster.vision import blocks, drawn, images
+from ray_cluster.vision.activation_maps import Mapped, MappedNetwork
+from ray_cluster.vision.after_pooling import output_and_gradient
 from ray_cluster.vision.backbones import ARCHITECTURES, build_network
 from ray_cluster.vision.drawing.scenes import Pose, draw_scene
-from ray_cluster.vision.engines import KINDS, Engine, load_engine
+from ray_cluster.vision.engines import KINDS, Engine, load_engine, read_flatbuffer
 from ray_cluster.vision.engines.tensorflow_graph import TensorFlowEngine
 from ray_cluster.vision.network_tails import NetworkTail
+from ray_cluster.vision.pooled_graphs import read_pooled_graph
 from ray_cluster.vision.tails import Tail
 from ray_cluster.vision.trunk_builder import build_trunk
 from ray_cluster.vision.trunks import find_trunk
@@ -187,6 +190,27 @@ def test_the_pretrained_top_gives_keras_predictions(case: Case) -> None:
     )
 
 
+def after_the_map(flatbuffer: bytes, mapped: Mapped) -> np.ndarray:
+    """The network's output, worked out from its map."""
+    return output_and_gradient(
+        read_pooled_graph(flatbuffer), mapped.map_HWC.mean(axis=(0, 1)), np.zeros_like(mapped.output_D)
+    )[0]
+
+
+def test_the_map_before_the_pooling_makes_the_features(case: Case) -> None:
+    """What follows the map depends on its mean alone; nearly all of it for ConvNeXt, which normalises."""
+    assert case.trunk.top is not None
+    flatbuffer, top = read_flatbuffer(case.store, case.trunk), Tail.from_bytes(case.store.get(case.trunk.top.key))
+    network = MappedNetwork(flatbuffer)
+    mapped, expected_D = network.run(case.images_BHWC[1:2]), case.engines["litert"].features(case.images_BHWC[1:2])[0]
+    for found_D in (mapped.output_D, after_the_map(flatbuffer, mapped)):
+        np.testing.assert_allclose(found_D, expected_D, rtol=0, atol=TOLERANCE * np.abs(expected_D).max())
+    logits_K = top.logits(expected_D[np.newaxis])[0]
+    if case.backbone is not BackboneName.CONVNEXT_TINY:
+        means = [network.class_map(mapped, top.kernel_DK[:, k]).mean() + top.bias_K[k] for k in range(CLASSES)]
+        np.testing.assert_allclose(means, logits_K, rtol=0, atol=5 * TOLERANCE * np.abs(logits_K).max())
+
+
 def test_the_trunk_is_found_again_and_not_built_twice(case: Case) -> None:
     assert find_trunk(case.store, case.recipe) == case.trunk
     before = {info.key: info.modified_at for info in case.store.list(f"trunks/{case.trunk.trunk_id}/")}
@@ -242,6 +266,9 @@ def test_cut_anywhere_the_parts_together_are_the_whole_network(case: Case) -> No
             assert features_BD.astype(trunk.feature_dtype).astype(np.float32).tobytes() == features_BD.tobytes(), name
             np.testing.assert_allclose(tail.logits(features_BD), logits_BK, rtol=0, atol=tolerance, err_msg=name)
             assert tail.logits(features_BD[1:2]).tobytes() == tail.logits(features_BD)[1:2].tobytes(), name
+        mapped = MappedNetwork(network.flatbuffer).run(features_BD[1:2])
+        for found_K in (mapped.output_D, after_the_map(network.flatbuffer, mapped)):
+            np.testing.assert_allclose(found_K, tail.logits(features_BD[1:2])[0], rtol=0, atol=tolerance)
 
 
 class _Asked(Exception):

@@ -139,6 +139,7 @@ def test_every_document_is_as_its_schema_says(folder: str) -> None:
         ("RayCluster", "spec/workerGroupSpecs/0/template/spec/nodeSelectors", {}),
         ("NodePool", "spec/template/spec/taint", []),
         ("PodMonitor", "spec/podMetricsEndpoints/0/every", "15s"),
+        ("PrometheusRule", "spec/groups/0/rules/0/for", "5 minutes"),
         ("ComputeClass", "spec/priorities/0/spots", True),
         ("BackendConfig", "spec/timeoutSec", "1h"),
     ],
@@ -162,7 +163,8 @@ def test_every_file_is_part_of_a_folder_that_is_applied() -> None:
         used.add(f"{folder}/kustomization.yaml")
         used |= {f"{folder}/{name}" for name in kustomization.get("resources", []) if name.endswith(".yaml")}
         used |= {f"{folder}/{patch['path']}" for patch in kustomization.get("patches", []) if "path" in patch}
-    assert used == {str(path.relative_to(K8S)) for path in K8S.rglob("*.yaml")}
+        used |= {f"{folder}/{name}" for each in kustomization.get("configMapGenerator", []) for name in each["files"]}
+    assert used == {str(path.relative_to(K8S)) for end in ("yaml", "json") for path in K8S.rglob(f"*.{end}")}
 
 
 @pytest.mark.parametrize(
@@ -174,6 +176,7 @@ def test_every_file_is_part_of_a_folder_that_is_applied() -> None:
         ("patches: [{target: {kind: Service}, patch: '[{op: replace, path: /spec/none, value: 1}]'}]", "has nothing"),
         ("patches: [{target: {kind: Service}, patch: '[{op: add, path: /spec/ports, value: 1}]'}]", "already"),
         ("resources: [a.yaml, b.yaml]", "a document twice"),
+        ("configMapGenerator: [{name: x, files: [../b.yaml], options: {disableNameSuffixHash: true}}]", "below its"),
         ("namespace: a\nnamespace: b", "twice"),
     ],
 )
@@ -368,7 +371,7 @@ def test_gateways_run_what_is_there_and_have_time_to_end(
 
 def test_every_path_of_the_api_reaches_a_gateway_that_has_it(overlay: str, documents: list[Document]) -> None:
     predictions, others = api_paths("inference"), api_paths("training")
-    assert predictions == {"/v1/models/x/predict", "/inceptionV3/predict"}
+    assert predictions == {"/v1/models/x/predict", "/v1/models/x/explain", "/inceptionV3/predict"}
     commands = {name: containers(templates(documents)[name])[0]["command"][2] for name in GATEWAYS}
     if overlay == "kind":
         assert not of_kind(documents, "Ingress")

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray_cluster.spot.market import LIFE_CYCLE_PATH
+from ray_cluster.spot.market import INSTANCE_TYPE_PATH, LIFE_CYCLE_PATH
 from services.local.ray_head import free_ports
 from tests.servers.ec2 import FakeEc2
 from tests.servers.fake_imds import FakeImds, fake_imds
@@ -59,6 +59,7 @@ class Ec2Nodes:
 
     def _boot(self, instance: dict[str, Any], node_type: str, imds: FakeImds) -> Machine:
         imds.bodies[LIFE_CYCLE_PATH] = instance.get("InstanceLifecycle", "on-demand")
+        imds.bodies[INSTANCE_TYPE_PATH] = instance["InstanceType"]
         declared = self.config["available_node_types"][node_type]
         env = {
             "RAY_HEAD_IP": HEAD_IP,

@@ -16,11 +16,11 @@ PATIENCE_S = 10
 class Exchange:
     """What the application has sent so far. Made by `exchange`."""
 
-    def __init__(self, app: ASGIApp, request: httpx2.Request) -> None:
+    def __init__(self, app: ASGIApp, request: httpx2.Request, *, sends_body: bool) -> None:
         self.status: int | None = None
         self.headers: dict[str, str] = {}
         self._body = request.read()
-        self._received = False
+        self._received = not sends_body
         self._left = asyncio.Event()
         self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue()
         scope = {
@@ -90,10 +90,12 @@ class Exchange:
 
 
 @asynccontextmanager
-async def exchange(app: ASGIApp, path: str, query: dict[str, object], **request: Any) -> AsyncGenerator[Exchange, None]:
-    """A POST; ended by going away where it has not ended by itself."""
+async def exchange(
+    app: ASGIApp, path: str, query: dict[str, object], *, sends_body: bool = True, **request: Any
+) -> AsyncGenerator[Exchange, None]:
+    """A POST; ended by going away where it has not ended by itself. Its body may keep it waiting."""
     url = f"http://gateway{path}?{urlencode(query)}"
-    answer = Exchange(app, httpx2.Request("POST", url, **request))
+    answer = Exchange(app, httpx2.Request("POST", url, **request), sends_body=sends_body)
     try:
         yield answer
     finally:

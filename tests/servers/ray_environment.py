@@ -26,5 +26,6 @@ def ray_environment() -> dict[str, str]:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_prestart_worker_first_driver": "0",
+        "REKINDLE_INSTANCE_TYPE": "local",
         "RAY_enable_worker_prestart": "0",
     }

@@ -9,13 +9,15 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import contextmanager
 
 import uvicorn
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from services.contracts.predictions import NDJSON
-from services.contracts.serving import CHALLENGER_HEADER, unpack
+from services.contracts.serving import CHALLENGER_HEADER, PREDICTION_HEADER, unpack
 
 REJECTED = b"not an image"
+HEAT_MAP = [[0.0, 0.5], [1.0, 0.25]]
 
 
 class FakeServe:
@@ -87,8 +89,10 @@ class FakeServe:
             self.batches.append(len(asked))
             answers = [self._predict(trunk_id, each.model, each.version, each.top_k, image) for each, image in asked]
             return JSONResponse({"answers": [answer for _, answer in answers]})
-        assert call == "predict"
         query = request.query_params
+        if call == "explain":
+            return self._explain(trunk_id, query, body)
+        assert call == "predict"
         model = query["model"]
         status, answer = self._predict(trunk_id, model, int(query["version"]), int(query["top_k"]), body)
         challenger = request.headers.get(CHALLENGER_HEADER)
@@ -110,6 +114,19 @@ class FakeServe:
             {"label": "other", "probability": 0.25, "index": 0},
         ]
         return 200, {"predictions": ranked[:top_k]}
+
+    def _explain(self, trunk_id: str, query: QueryParams, image: bytes) -> Response:
+        """The picture is the image's bytes. All versions have the label `other`, and the one that the image spells."""
+        status, answer = self._predict(trunk_id, query["model"], int(query["version"]), 2, image)
+        if status != 200:
+            return JSONResponse(answer, status)
+        found = [each for each in answer["predictions"] if query.get("label", each["label"]) == each["label"]]
+        if not found:
+            refused = {"code": "label_unknown", "message": "it has 'other'", "details": {"labels": ["other"]}}
+            return JSONResponse(refused, 422)
+        if query["format"] == "json":
+            return JSONResponse({"prediction": found[0], "map": HEAT_MAP})
+        return Response(image, 200, {PREDICTION_HEADER: json.dumps(found[0])}, "image/png")
 
     def _label(self, body: bytes, model: str, version: int) -> str:
         return self.opinions.get((model, version), f"{body.decode()} by {model} v{version}")

@@ -9,7 +9,7 @@ from services.contracts.errors import CorruptObject, InternalError
 from services.contracts.models import TrunkManifest
 from services.runtime.objects.protocol import ObjectStore
 
-__all__ = ["KINDS", "LITERT", "Engine", "engine_id", "load_engine"]
+__all__ = ["KINDS", "LITERT", "Engine", "engine_id", "load_engine", "read_flatbuffer"]
 
 
 def load_engine(store: ObjectStore, trunk: TrunkManifest, name: str = LITERT, threads: int = 1) -> Engine:
@@ -49,3 +49,15 @@ def _open(name: str, kind: EngineKind, data: bytes, image_size: int, threads: in
 
     use_threads(threads)
     return TensorFlowEngine(data, image_size, "GPU" if kind.on_gpu else "CPU")
+
+
+def read_flatbuffer(store: ObjectStore, trunk: TrunkManifest) -> bytes:
+    """The trunk as LiteRT reads it.
+
+    Raises `CorruptObject` where it has no such artefact, or its bytes are not those of the manifest, `NotFound` when
+    they are gone.
+    """
+    artefact = trunk.artefacts.get(LITERT)
+    if artefact is None:
+        raise CorruptObject(f"trunk {trunk.trunk_id} has no artefact that runs here: {sorted(trunk.artefacts)}")
+    return read_verified(store, artefact)

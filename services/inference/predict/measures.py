@@ -1,10 +1,13 @@
-"""How the two versions of an alias compare, on `/metrics`. Only aliases that have a second version are measured."""
+"""What `/metrics` says of predictions: the queue, and how the two versions of an alias compare.
+
+Only aliases that have a second version are measured.
+"""
 
 from collections import OrderedDict
 from enum import StrEnum
 from typing import Generic, TypeVar
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from services.inference.predict.choosing import Chosen
 
@@ -12,6 +15,7 @@ MAX_SERIES = 200
 """Of each metric. Beyond it the series that was written to longest ago goes, as one that starts at 0 if it comes
 back: ended experiments leave nothing, and however many models there are, `/metrics` stays small."""
 
+WAITING = Gauge("rekindle_waiting_images", "Images that wait in this gateway for a call to a replica.")
 _ANSWERED = Histogram(
     "rekindle_alias_image_duration_seconds",
     "Time from asking for an image to its answer, by version of an alias that has two. role: main, split or shadow.",

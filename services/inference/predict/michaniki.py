@@ -32,6 +32,7 @@ from services.inference.context import InferenceContext
 from services.inference.predict.inputs import ENVELOPE_BYTES, RAW_NAME, ImageInput, read_form
 from services.inference.predict.queries import VersionChoice
 from services.runtime.auth import Principal, Scope, require
+from services.runtime.disconnect import unless_client_leaves
 from services.runtime.problems import problem_responses, request_id_of
 from services.runtime.settings import Settings
 
@@ -91,7 +92,8 @@ def build_router(settings: Settings) -> APIRouter:
         form = await read_form(request, context.settings)
         try:
             choice, image = _read(form)
-            answer = await context.predictor.predict(choice, [image], TOP_K, request_id_of(request) or "")
+            answering = context.predictor.predict(choice, [image], TOP_K, request_id_of(request) or "")
+            answer = await unless_client_leaves(request, answering)
         finally:
             await form.close()
         match answer.results:

@@ -1,4 +1,8 @@
-"""Predicting: one question to a replica for each image, a bounded number at a time, all within one deadline."""
+"""Predicting: one question to a replica for each image, a bounded number at a time, all within one deadline.
+
+An image that there is no room for waits for another of its request, so that a request of many is not lost for one.
+Where no other is under way, the request has no place, and is refused.
+"""
 
 import asyncio
 import time
@@ -26,6 +30,7 @@ from services.inference.predict.measures import count_answer
 from services.inference.predict.queries import ServedVersion, VersionChoice
 from services.inference.predict.resolution import Resolver
 from services.inference.predict.shadows import Shadows
+from services.inference.predict.under_way import UnderWay
 from services.inference.replicas import Replicas
 
 IMAGES_AT_ONCE = 16
@@ -43,6 +48,16 @@ class Predictor:
     shadows: Shadows
     deadline_s: float
     """Seconds that a request may take, waiting for a replica included."""
+
+    async def check_room(self, choice: VersionChoice, request_id: str) -> None:
+        """Raises what `predict` would raise at once, before anybody has sent an image.
+
+        Raises:
+            NotFound: no such model, version or alias.
+            Overloaded: as many images wait as may.
+            DatabaseUnavailable: try again later.
+        """
+        self.replicas.check_room(choose(await self.resolver.resolve(choice), choice, request_id).served)
 
     async def predict(
         self, choice: VersionChoice, images: Sequence[ImageInput], top_k: int, request_id: str
@@ -105,12 +120,13 @@ class Predictor:
 
         What concerns the whole request is raised; then, and when the generator is closed, the rest is cancelled.
         """
-        slots = asyncio.Semaphore(IMAGES_AT_ONCE)
+        slots, under_way = asyncio.Semaphore(IMAGES_AT_ONCE), UnderWay()
 
         async def answer_of(index: int, image: ImageInput) -> tuple[int, list[Prediction] | CallerError]:
             try:
                 async with slots:
-                    return index, await self._ask(chosen, image, top_k, deadline)
+                    data = await self._read(image, deadline)
+                    return index, await self._ask_among(under_way, chosen, data, top_k, deadline)
             except NotFound:
                 raise
             except CallerError as error:
@@ -126,12 +142,26 @@ class Predictor:
             # They read from the request's files, which are closed next.
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _ask(self, chosen: Chosen, image: ImageInput, top_k: int, deadline: float) -> list[Prediction]:
+    async def _read(self, image: ImageInput, deadline: float) -> bytes:
         try:
             async with asyncio.timeout_at(deadline):
-                data = await image.read()
+                return await image.read()
         except TimeoutError as error:
             raise Overloaded(f"{image.name!r} could not be read within {self.deadline_s:g} s: try again") from error
+
+    async def _ask_among(
+        self, under_way: UnderWay, chosen: Chosen, data: bytes, top_k: int, deadline: float
+    ) -> list[Prediction]:
+        """Again where there is no room, as long as other images of the request are under way."""
+        while True:
+            try:
+                with under_way.one():
+                    return await self._ask(chosen, data, top_k, deadline)
+            except Overloaded:
+                if not await under_way.another_got_through(deadline):
+                    raise
+
+    async def _ask(self, chosen: Chosen, data: bytes, top_k: int, deadline: float) -> list[Prediction]:
         started_s = time.perf_counter()
         if chosen.shadow is None:
             predictions = await self.replicas.predict(chosen.served, data, top_k, deadline)

@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.contracts.errors import NotFound
 from services.contracts.ids import TrunkId
-from services.runtime.database.tables import ModelAliasRow, ModelVersionRow
+from services.runtime.database.tables import ModelAliasRow, ModelVersionRow, RegistryGenerationRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,11 @@ async def find_target(session: AsyncSession, choice: VersionChoice) -> Target:
     if row.shadow_version is not None:
         return Target(main, shadow=await _get_version(session, choice.model_name, row.shadow_version))
     return Target(main)
+
+
+async def read_generation(session: AsyncSession) -> int:
+    """What was found before stays true as long as this is the same."""
+    return (await session.execute(select(RegistryGenerationRow.generation))).scalar_one()
 
 
 async def _find_version(session: AsyncSession, model_name: str, number: int | None) -> ServedVersion:

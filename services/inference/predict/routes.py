@@ -38,6 +38,7 @@ from services.inference.predict.inputs import ENVELOPE_BYTES, FORM_FIELD, images
 from services.inference.predict.queries import VersionChoice
 from services.inference.predict.streaming import StreamedAnswer, wants_stream
 from services.runtime.auth import Principal, Scope, require
+from services.runtime.disconnect import unless_client_leaves
 from services.runtime.problems import problem_responses, request_id_of
 from services.runtime.settings import Settings
 
@@ -174,25 +175,30 @@ def build_router(settings: Settings) -> APIRouter:
         id chooses: it is random, unless the client sends `X-Request-ID`, and the same id gets the same version.
 
         While a model is being loaded the request is held; after the server's deadline it is answered with 503
-        `model_loading` and `Retry-After`.
+        `model_loading` and `Retry-After`. Where as many images wait as may, the answer is 503 `overloaded`, before the
+        images are read.
 
         With `Accept: application/x-ndjson` the answer is a stream of lines, each a JSON object with a `type`: `start`,
         then an `image` for each image as soon as it is ready (`index` is its place in the request), then `end`. Images
         that cannot be used are lines like the others. What concerns the whole request is an ordinary problem before
         the first line, and a last line of the type `problem` after it; a stream without one of these two last lines
-        was cut off. Closing the connection stops the work.
+        was cut off.
+
+        Closing the connection stops the work.
         """
         if version is not None and alias is not None:
             raise RequestValidationError(
                 [{"type": "value_error", "loc": ("query", "alias"), "msg": "give `version` or `alias`, not both"}]
             )
         choice, request_id = VersionChoice(model_name, version, alias), request_id_of(request) or ""
+        await context.predictor.check_room(choice, request_id)
         async with AsyncExitStack() as held:
             images = await held.enter_async_context(images_of(request, context.settings, context.fetches))
             if wants_stream(request.headers.get("accept", "")):
                 lines = context.predictor.stream(choice, images, top_k, request_id)
                 return StreamedAnswer(request, lines, held.pop_all())
-            return await context.predictor.predict(choice, images, top_k, request_id)
+            answering = context.predictor.predict(choice, images, top_k, request_id)
+            return await unless_client_leaves(request, answering)
 
     del predict  # the decorator has registered it
     return router

@@ -5,13 +5,13 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 
 from pydantic import BaseModel
-from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from services.contracts.errors import RetryLater
 from services.contracts.predictions import NDJSON, StreamBroken
+from services.inference.accept import prefers
 from services.runtime.problems import report
 
 # Proxies shall pass each line on when it comes.
@@ -19,21 +19,8 @@ _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 def wants_stream(accept: str) -> bool:
-    """Whether an `Accept` header prefers NDJSON: it must name it, and not rank `application/json` above it."""
-    qualities: dict[str, float] = {}
-    for part in accept.split(","):
-        kind, options = parse_options_header(part.strip())
-        qualities[kind.decode("latin-1")] = _quality(options.get(b"q", b"1"))
-    wanted = qualities.get(NDJSON, 0.0)
-    return wanted > 0 and wanted >= qualities.get("application/json", 0.0)
-
-
-def _quality(value: bytes) -> float:
-    """RFC 9110, section 12.4.2; what is no number ranks like no mention."""
-    try:
-        return float(value)
-    except ValueError:
-        return 0.0
+    """Whether an `Accept` header prefers NDJSON to one JSON document."""
+    return prefers(accept, NDJSON, over="application/json")
 
 
 class StreamedAnswer(StreamingResponse):

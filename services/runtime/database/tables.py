@@ -183,6 +183,15 @@ class ModelAliasRow(Base):
     updated_at: Mapped[datetime]
 
 
+class RegistryGenerationRow(Base):
+    """One row, whose number grows with every transaction that changes a version or an alias. Triggers write it."""
+
+    __tablename__ = "registry_generation"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    generation: Mapped[int] = mapped_column(BigInteger)
+
+
 class IdempotencyKeyRow(Base):
     """What a request with an `Idempotency-Key` made, so that repeating it makes nothing twice."""
 

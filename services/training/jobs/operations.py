@@ -24,26 +24,32 @@ from services.contracts.jobs import (
     JobRecord,
     JobState,
     ParentVersion,
+    TrainerRecord,
     TrainingJob,
     TrainingJobSpec,
     WeightsUri,
 )
 from services.contracts.models import BASE_MODEL, ModelManifest
 from services.contracts.pages import Page
+from services.contracts.receipts import Receipt
 from services.runtime.auth import Principal
 from services.runtime.database import Database
 from services.runtime.database.tables import JobRow
 from services.runtime.objects import ObjectStore, open_object
+from services.runtime.prices import read_prices
 from services.runtime.settings import check_source_allowed
 from services.training.context import Training
 from services.training.datasets import queries as dataset_queries
 from services.training.datasets.operations import source_uri
 from services.training.idempotency import IdempotentRequest, find_reserved, reserve_id
 from services.training.jobs import parents, queries
+from services.training.jobs.receipt import FoundTrainer, make_receipt
 from services.training.models import queries as model_queries
 from services.training.reconciler.progress import state_event
 
 CREATE_ROUTE = "POST /v1/training-jobs"
+MAX_EVENTS = 1_000_000
+"""Of a job, for its receipt; more than any has."""
 
 
 async def create(training: Training, principal: Principal, spec: TrainingJobSpec, key: str | None) -> TrainingJob:
@@ -211,6 +217,24 @@ async def metrics(training: Training, job_id: str) -> list[EpochMetrics]:
     async with training.database.session() as session:
         await queries.get_row(session, job_id)
         return await queries.list_metrics(session, job_id)
+
+
+async def receipt(training: Training, job_id: str) -> Receipt:
+    """What the job has cost so far. Raises `NotFound`, and `InternalError` for a price file that cannot be used."""
+    async with training.database.session() as session:
+        job = queries.to_job(await queries.get_row(session, job_id))
+        events = await queries.list_events(session, job_id, after=0, limit=MAX_EVENTS)
+    trainers = await asyncio.to_thread(_read_trainers, training.store, job.id, job.attempt)
+    prices = await asyncio.to_thread(read_prices, training.settings.prices)
+    return make_receipt(job, events, trainers, prices, utc_now())
+
+
+def _read_trainers(store: ObjectStore, job_id: JobId, attempts: int) -> list[FoundTrainer]:
+    return [
+        FoundTrainer(attempt, TrainerRecord.model_validate_json(store.get(info.key)))
+        for attempt in range(1, attempts + 1)
+        for info in store.list(names.attempt_trainers(job_id, attempt))
+    ]
 
 
 async def logs(training: Training, job_id: str, attempt: int | None, kind: JobKind = JobKind.TRAIN) -> str:

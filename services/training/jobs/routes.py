@@ -22,6 +22,7 @@ from services.contracts.errors import (
 )
 from services.contracts.jobs import EpochMetrics, JobState, TrainingJob, TrainingJobSpec
 from services.contracts.pages import Page
+from services.contracts.receipts import Receipt
 from services.runtime.problems import problem_responses
 from services.training.context import IdempotencyKey, Reader, Trainer, TrainingContext
 from services.training.cursors import DEFAULT_PAGE_SIZE, Cursor, Limit
@@ -100,6 +101,12 @@ async def cancel_training_job(training: TrainingContext, _principal: Trainer, jo
 async def get_training_job_metrics(training: TrainingContext, _principal: Reader, job_id: str) -> JobMetrics:
     """Losses and accuracies by epoch."""
     return JobMetrics(epochs=await operations.metrics(training, job_id))
+
+
+@router.get("/{job_id}/receipt", summary="Get what a job has cost", responses=problem_responses(NotFound))
+async def get_training_job_receipt(training: TrainingContext, _principal: Reader, job_id: str) -> Receipt:
+    """Which machines worked for the job and what that cost, what was done twice, and what the caches spared it."""
+    return await operations.receipt(training, job_id)
 
 
 @router.get(

@@ -14,7 +14,7 @@ from services.contracts.jobs import Failure, JobOutcome, JobState, PublishedMode
 from services.runtime.database.tables import JobRow
 from services.training.context import Training
 from services.training.ray_api import Submission
-from services.training.reconciler import records, transitions
+from services.training.reconciler import measures, records, transitions
 from services.training.reconciler.policy import SILENCE, Action, Cancel, Fail, Retry, Rouse, Stop, Submit, Succeed, Wait
 from services.training.reconciler.transitions import LeasedDatabase
 
@@ -73,6 +73,7 @@ class Actor:
             # The number is taken before the cluster hears of it: there can be no attempt that nobody knows of.
             if not await transitions.begin_attempt(self.leased, row, action.attempt, action.reason, now):
                 return False
+            measures.count_attempt(row)
             self.training.changed.send()
         job_id = JobId(row.id)
         if not await asyncio.to_thread(records.raise_fence, self.training.store, job_id, action.attempt):
@@ -113,7 +114,10 @@ class Actor:
         unused = await asyncio.to_thread(records.read_fence, self.training.store, JobId(row.id)) + 1
         reason = f"The bucket knows of attempt {unused - 1}, the database does not; attempt {unused} follows."
         log.warning("job.database_behind", job_id=row.id, attempt=row.attempt, next_attempt=unused)
-        return await transitions.begin_attempt(self.leased, row, unused, reason, now)
+        begun = await transitions.begin_attempt(self.leased, row, unused, reason, now)
+        if begun:
+            measures.count_attempt(row)
+        return begun
 
     async def _stop(self, row: JobRow, reason: str, now: datetime) -> bool:
         if time.monotonic() < self.stop_again_at_s.get(row.id, 0.0):

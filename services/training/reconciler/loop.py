@@ -7,6 +7,7 @@ cluster, so a successor goes on where a dead leader stopped, and every step may 
 import asyncio
 from collections.abc import Awaitable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 
 import structlog
 
@@ -23,7 +24,7 @@ from services.training.jobs import queries
 from services.training.jobs.operations import accept
 from services.training.models import copies
 from services.training.ray_api import RayStatus
-from services.training.reconciler import records, transitions
+from services.training.reconciler import measures, records, transitions
 from services.training.reconciler.actor import Actor
 from services.training.reconciler.base_model import base_job
 from services.training.reconciler.policy import Backoff, JobView, Observation, Rouse, Wait, decide
@@ -80,12 +81,14 @@ class Reconciler:
     async def lead(self, lease: Lease) -> None:
         """Works as the leader until the lease is lost or it is cancelled."""
         self.is_leading = True
+        measures.leads()
         tasks = [
             asyncio.create_task(self._renew(lease), name="reconciler-renew"),
             asyncio.create_task(self._keep_jobs(lease), name="reconciler-jobs"),
             asyncio.create_task(self._keep_serve(), name="reconciler-serve"),
             asyncio.create_task(self._keep_copies(), name="reconciler-copies"),
             asyncio.create_task(self._keep_clean(), name="reconciler-garbage"),
+            asyncio.create_task(self._keep_measures(), name="reconciler-measures"),
         ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -94,6 +97,7 @@ class Reconciler:
             for task in tasks:
                 task.cancel()
             ended = await asyncio.gather(*tasks, return_exceptions=True)
+            measures.leads_no_more()
         for error in ended:
             if isinstance(error, Fenced):
                 log.warning("reconciler.replaced", reason=error.message)
@@ -129,6 +133,7 @@ class Reconciler:
             try:
                 prepared = prepared or await self._prepare()
                 await self.look(actor)
+                measures.looked()
             except RetryLater as error:
                 self._complain("jobs", error)
             await self._training.wake.wait(mark, self._training.settings.reconcile_interval_s)
@@ -185,6 +190,7 @@ class Reconciler:
             seen = Observation(ray=RayStatus.NOT_FOUND, slot_free=slot_free)
         action = decide(_view(row), seen, now, self._backoff)
         if await actor.act(row, action, now):
+            measures.count_action(row, action)
             self._training.changed.send()
             if not isinstance(action, Wait | Rouse):
                 # The next step may be due at once, and what ended may have made room for another.
@@ -231,6 +237,7 @@ class Reconciler:
         reports = await asyncio.to_thread(records.read_progress, store, job_id, row.attempt, row.progress_seq)
         if not reports or not await transitions.take_over(actor.leased, row, reports, now):
             return row
+        measures.count_reports(row, reports)
         self._training.changed.send()
         if any(report.data.get("trunk_id") for report in reports):
             self._training.published.send()
@@ -283,6 +290,26 @@ class Reconciler:
                 self._complain("garbage", error)
             await asyncio.sleep(interval_s)
 
+    # --- metrics ----------------------------------------------------------------------------------------------------
+
+    async def _keep_measures(self) -> None:
+        """Shows on `/metrics` how the jobs stand."""
+        while True:
+            try:
+                await self._measure()
+                self._troubles.pop("measures", None)
+            except Exception as error:  # noqa: BLE001 - whatever cannot be measured, jobs go on
+                self._complain("measures", error)
+            measures.show_troubles(self._troubles)
+            await asyncio.sleep(measures.INTERVAL_S)
+
+    async def _measure(self) -> None:
+        async with self._training.database.session() as session:
+            rows = await queries.list_unfinished(session)
+        now, newest = utc_now(), partial(measures.newest_checkpoint, self._training.store)
+        age = await asyncio.to_thread(measures.checkpoint_age, rows, newest, now)
+        measures.show(rows, age, now)
+
     # --- logs -------------------------------------------------------------------------------------------------------
 
     def _complain(self, about: str, error: Exception) -> None:
@@ -296,7 +323,7 @@ class Reconciler:
         write("reconciler.trouble", about=about, reason=shown, exc_info=None if expected else error)
 
     def _forget_troubles(self, rows: Sequence[JobRow]) -> None:
-        known = {row.id for row in rows} | {"lease", "jobs", "serve", "copies", "garbage", "cluster"}
+        known = {row.id for row in rows} | measures.GENERAL_TROUBLES
         for about in self._troubles.keys() - known:
             del self._troubles[about]
 

@@ -79,9 +79,11 @@ def measure(setting: Setting, folder: Path) -> dict[str, Finding]:
     trained_on = images.write(images.pick(originals, TRAINED_ON, made=True), folder / "images", 2)
     files = sorted(path for path in trained_on.folder.rglob("*") if path.is_file())[:IMAGES]
     with running_stack(home) as stack, stack.client() as client:
-        run = Product(client, home, setting.backbone, setting.weights).train(trained_on, 0)
-        measured.publish_to_servable_ms = 1000 * (run.ended_s + run.answered_s - run.wall_s)
-        say("one model is trained")
+        product = Product(client, home, setting.backbone, setting.weights)
+        # The first starts Serve, and the trunk's replica.
+        runs = [product.train(trained_on, number) for number in range(2)]
+        measured.publish_to_servable_ms = 1000 * (runs[-1].ended_s + runs[-1].answered_s - runs[-1].wall_s)
+        say("two models are trained")
     trunk_json = next(path.read_text() for path in (home / "bucket").glob("trunks/*/trunk.json"))
     trunk = TrunkManifest.model_validate_json(trunk_json)
     many.publish_many(home / "bucket", trunk, max(setting.counts))
@@ -220,7 +222,7 @@ def _models(measured: Measured, setting: Setting, trunk: TrunkManifest) -> Findi
         Figure(
             "publish_to_servable_ms",
             measured.publish_to_servable_ms,
-            "from the end of a job's last stage until its version answered",
+            "from the end of a second job's last stage until its version answered",
             Target(at_most=1000),
         ),
         Figure(

@@ -207,7 +207,7 @@ class Campaign:
         felt: list[Felt] = []
         for number, (strike, struck) in enumerate(self.struck):
             following = self.struck[number + 1][1].began_at if number + 1 < len(self.struck) else None
-            window = Window(struck.began_at, struck.ended_at, following)
+            window = Window(struck.began_at, struck.ended_at, following, struck.told_at)
             effects = [effect(job.events, window) for job in self.jobs]
             lost_s = sum(
                 (other.ended_at - other.began_at).total_seconds() + self.options.checkpoint_interval_s

@@ -55,6 +55,8 @@ class Struck:
     began_at: datetime
     ended_at: datetime
     """Equal to `began_at` for a kill."""
+    told_at: datetime | None = None
+    """When Ray told that a node was lost, where that was waited for."""
 
 
 class Fault(Protocol):
@@ -152,17 +154,23 @@ class ZombieFault:
         ray.freeze_node(victim)
         frozen_at = utc_now()
 
-        def moved_on() -> bool:
+        def given_up() -> bool:
             with contextlib.suppress(httpx2.HTTPError):
-                dead = ray.node_states().get(victim.node_id) != "ALIVE"
-                return dead and all(not job.trains or job.epoch_after(frozen_at) for job in fitting)
+                return ray.node_states().get(victim.node_id) != "ALIVE"
             return False
 
+        def moved_on() -> bool:
+            with contextlib.suppress(httpx2.HTTPError):
+                return all(not job.trains or job.epoch_after(frozen_at) for job in fitting)
+            return False
+
+        wait_for(given_up, f"{victim.name} to be given up", victim.log_text, MOVED_ON_S)
+        told_at = utc_now()
         wait_for(moved_on, f"the jobs of {victim.name} to move on", victim.log_text, MOVED_ON_S)
         ray.wake_node(victim)
         time.sleep(ZOMBIE_S)
         ray.kill_node(victim)
-        return Struck(victim.name, began_at, began_at)
+        return Struck(victim.name, began_at, began_at, told_at)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ class Window:
     """When an outage or a freeze was over; equal to `began_at` for a kill."""
     until: datetime | None
     """When the next strike came, to which everything after it is put down; None for the last."""
+    told_at: datetime | None = None
+    """When Ray told that a node was lost, where that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +39,8 @@ class Effect:
     restarted: bool
     """Whether training went on in another process. Otherwise it was not interrupted."""
     detected_s: float | None
-    """Of `recovery_s`: until its supervisor knew that its trainer was lost. None where it did not say so, e.g.
-    because it was lost as well."""
+    """Of `recovery_s`: until its supervisor knew that its trainer was lost, or Ray told that the node was, where the
+    supervisor was lost as well. None where neither is known."""
     trainer_s: float | None
     """Of `recovery_s`: from then, or else from the fault, until a process began to load what the fit needs."""
     first_step_s: float | None
@@ -101,11 +103,14 @@ def _restarted(events: Sequence[JobEvent], stage: Stage, window: Window, recover
     began = max(window.began_at, min(window.ended_at, recovery.resumed_at), last_at)
     redone = max(0, last - recovery.epoch)
     reached_at = _reached_at(done, recovery.epoch)
+    known_at = recovery.lost_at
+    if known_at is None and window.told_at is not None and window.told_at <= recovery.resumed_at:
+        known_at = window.told_at
     return Effect(
         recovery_s=_seconds(recovery.first_step_at - began),
         restarted=True,
-        detected_s=None if recovery.lost_at is None else _seconds(recovery.lost_at - began),
-        trainer_s=_seconds(recovery.resumed_at - (recovery.lost_at or began)),
+        detected_s=None if known_at is None else _seconds(known_at - began),
+        trainer_s=_seconds(recovery.resumed_at - (known_at or began)),
         first_step_s=_seconds(recovery.first_step_at - recovery.resumed_at),
         steps_redone=redone,
         redone_s=_seconds(last_at - reached_at) if redone and reached_at is not None else 0.0,

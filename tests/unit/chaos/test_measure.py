@@ -85,6 +85,13 @@ def test_detection_is_split_off_where_it_is_known() -> None:
     assert (found.detected_s, found.trainer_s, found.first_step_s) == (0.75, 0.75, 1.5)
 
 
+def test_a_supervisor_that_was_lost_as_well_knew_when_ray_told() -> None:
+    found = effect(KILLED, Window(at(3.5), at(3.5), None, told_at=at(4.5)))
+    assert (found.detected_s, found.trainer_s, found.first_step_s) == (1.0, 0.5, 1.5)
+    late = effect(KILLED, Window(at(3.5), at(3.5), None, told_at=at(9)))
+    assert (late.detected_s, late.trainer_s) == (None, 1.5)
+
+
 def test_a_restart_that_redoes_nothing() -> None:
     found = effect([fit(0), epoch(3, 30), recovery(5, 6, 30), epoch(6, 31)], kill(3.5))
     assert (found.restarted, found.steps_redone, found.redone_s) == (True, 0, 0.0)

@@ -75,7 +75,7 @@ def test_head_and_workers_have_roles_and_groups_of_their_own(cluster: dict[str, 
 
 def test_every_worker_says_how_it_was_bought_and_watches_for_its_notice(cluster: dict[str, Any]) -> None:
     _stop, start, watch = cluster["worker_start_ray_commands"]
-    assert "market=$(python -m ray_cluster.spot.market) && RAY_NODE_MARKET_TYPE=$market ray start" in start
+    assert "machine=$(python -m ray_cluster.spot.market --environment) && env $machine ray start" in start
     assert "--address=$RAY_HEAD_IP:6379" in start
     words = shlex.split(watch)
     assert words[:4] == ["setsid", "nohup", "bash", "-c"]

@@ -8,6 +8,7 @@ import pytest
 from services.contracts.errors import Overloaded
 from services.inference import courier
 from services.inference.courier import Courier, Parcel
+from services.inference.pace import Pace
 
 
 class Road:
@@ -125,6 +126,46 @@ async def test_more_than_may_wait_are_refused_at_once() -> None:
         await carrier.ask(parcel("a"))
     road.open.set()
     assert len(await asyncio.gather(*tasks)) == 3
+
+
+async def test_it_says_beforehand_who_would_be_refused() -> None:
+    road = Road()
+    carrier = make(road, max_waiting=3)
+    tasks = await asked(carrier, [parcel("under way")])
+    tasks += await asked(carrier, [parcel("a"), parcel("a")])
+    carrier.check_room("a")
+    tasks += await asked(carrier, [parcel("a")])
+    with pytest.raises(Overloaded):
+        carrier.check_room("a")
+    carrier.check_room("b")  # it has less than its share
+    road.open.set()
+    await asyncio.gather(*tasks)
+    carrier.check_room("a")
+
+
+@pytest.mark.parametrize(
+    ("per_s", "room"), [(1.0, courier.MIN_WAITING), (400.0, round(400 * courier.WAIT_S)), (9999.0, 200)]
+)
+async def test_so_many_may_wait_as_are_answered_in_time(
+    monkeypatch: pytest.MonkeyPatch, per_s: float, room: int
+) -> None:
+    class Steady(Pace):
+        @property
+        def per_s(self) -> float | None:
+            return per_s
+
+    monkeypatch.setattr(courier, "Pace", Steady)
+    road = Road()
+    road.open.set()
+    carrier = make(road, max_waiting=200)
+    await carrier.ask(parcel("first"))
+    road.open.clear()
+    tasks = await asked(carrier, [parcel("under way")])
+    answers = [asyncio.create_task(carrier.ask(parcel("a"))) for _ in range(300)]
+    await asyncio.sleep(0)
+    assert sum(isinstance(task.exception(), Overloaded) for task in answers if task.done()) == 300 - room
+    road.open.set()
+    await asyncio.gather(*tasks, *answers, return_exceptions=True)
 
 
 async def test_whoever_has_gone_away_is_left_out() -> None:

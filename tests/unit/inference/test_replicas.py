@@ -3,9 +3,16 @@
 import httpx2
 import pytest
 
-from services.contracts.errors import ImageRejected, InternalError, NotFound, ObjectStoreUnavailable, Overloaded
+from services.contracts.errors import (
+    ImageRejected,
+    InternalError,
+    LabelUnknown,
+    NotFound,
+    ObjectStoreUnavailable,
+    Overloaded,
+)
 from services.contracts.predictions import Prediction
-from services.inference.replica_answers import NotUp, read_answer, read_answers
+from services.inference.replica_answers import NotUp, read_answer, read_answers, read_explanation
 
 
 def replica(status: int, code: str) -> httpx2.Response:
@@ -16,6 +23,7 @@ def replica(status: int, code: str) -> httpx2.Response:
     ("response", "error"),
     [
         (replica(422, "image_rejected"), ImageRejected),
+        (replica(422, "label_unknown"), LabelUnknown),
         (replica(404, "not_found"), NotFound),
         (replica(503, "overloaded"), Overloaded),
         (replica(503, "object_store_unavailable"), ObjectStoreUnavailable),
@@ -74,3 +82,16 @@ def test_what_concerns_a_batch_concerns_each_image_of_it() -> None:
         read_answers(replica(503, "overloaded"), 2)
     with pytest.raises(InternalError, match="1 answers to 2 images"):
         read_answers(httpx2.Response(200, json={"answers": [{"predictions": []}]}), 2)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx2.Response(200, json={"map": [[1.0]]}),
+        httpx2.Response(200, content=b"PNG", headers={"content-type": "image/png"}),
+        httpx2.Response(200, text="pong"),
+    ],
+)
+def test_what_is_no_explanation_is_our_fault(answer: httpx2.Response) -> None:
+    with pytest.raises(InternalError, match="something else than an explanation"):
+        read_explanation(answer)

@@ -81,6 +81,16 @@ def test_what_is_taken_out_makes_room() -> None:
     assert drained(queue) == ["b1", "b2"]
 
 
+def test_a_queue_that_gets_smaller_keeps_what_it_has_and_takes_less() -> None:
+    queue = filled(4, "aaaa")
+    queue.capacity = 2
+    assert queue.put("a", "a5") == "a5"
+    assert queue.put("b", "b1") == "a4"
+    assert [queue.take() for _ in range(3)] == ["a1", "b1", "a2"]
+    assert queue.put("b", "b2") is None
+    assert drained(queue) == ["a3", "b2"]
+
+
 def test_a_queue_for_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="0"):
         FairQueue(0)
@@ -114,7 +124,9 @@ def test_each_item_leaves_once_in_its_flows_order_and_the_longest_gives_up(
             inside[flow].append((flow, number))
             longest = max(map(len, inside.values()))
             is_full = sum(map(len, inside.values())) > capacity
+            room = queue.has_room(flow)
             given_up = queue.put(flow, (flow, number))
+            assert room is (given_up != (flow, number))
             assert (given_up is not None) is is_full
             if given_up is not None:
                 assert len(inside[given_up[0]]) == longest

@@ -140,6 +140,22 @@ async def test_images_for_different_models_share_a_batch_and_keep_their_own_answ
     assert engine.batches[-1] == 3
 
 
+async def test_it_tells_of_its_batches_and_of_what_it_has_in_memory(store: ObjectStore, engine: MeanColour) -> None:
+    batches: list[tuple[int, float]] = []
+    service = TrunkService(
+        store, TRUNK, [engine], tail_cache_bytes=1_000_000, max_waiting=4, on_batch=lambda *batch: batches.append(batch)
+    )
+    transport = httpx2.ASGITransport(app=app_of(service))
+    async with httpx2.AsyncClient(transport=transport, base_url=f"http://replica/trunks/{TRUNK.trunk_id}") as client:
+        assert best(await ask(client, picture((9, 0, 0)))) == "red"
+        assert best(await ask(client, picture((9, 0, 0)), version=2)) == "rot"
+    assert [images for images, _ in batches] == [1, 1]
+    assert all(seconds > 0 for _, seconds in batches)
+    standing = service.standing()
+    assert (standing.waiting, standing.heads) == (0, 2)
+    assert standing.head_bytes > 2 * BY_COLOUR.kernel_DK.nbytes
+
+
 async def test_a_bad_image_fails_alone(client: httpx2.AsyncClient, engine: MeanColour) -> None:
     await ask(client, picture((0, 0, 0)))
     engine.started.clear()

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from ray_cluster.spot.imds import Imds, ImdsUnavailable
-from ray_cluster.spot.market import LIFE_CYCLE_PATH, ask_until_it_says, main, market_type
+from ray_cluster.spot.market import INSTANCE_TYPE_PATH, LIFE_CYCLE_PATH, ask_until_it_says, main, market_type
 from tests.servers.fake_imds import FakeImds, fake_imds
 
 
@@ -48,3 +48,8 @@ def test_as_a_command(service: FakeImds, monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setenv("REKINDLE_SPOT_IMDS_URL", service.url)
     assert main() == 0
     assert capsys.readouterr().out == "spot\n"
+    assert main(["--environment"]) == 0
+    assert capsys.readouterr().out == "RAY_NODE_MARKET_TYPE=spot\n"
+    service.bodies[INSTANCE_TYPE_PATH] = "g4dn.xlarge"
+    assert main(["--environment"]) == 0
+    assert capsys.readouterr().out == "RAY_NODE_MARKET_TYPE=spot REKINDLE_INSTANCE_TYPE=g4dn.xlarge\n"

@@ -2,7 +2,8 @@
 
 import pytest
 
-from ray_cluster.train.work import Span, Watch, covered_s
+from ray_cluster.train.work import Span, Watch, by_machine, covered_s
+from services.contracts.jobs import Machine
 
 
 @pytest.mark.parametrize(
@@ -27,3 +28,14 @@ def test_work_that_fails_was_work() -> None:
         raise ValueError("no")
     assert len(watch.spans) == 1
     assert watch.spans[0].ended_s >= watch.spans[0].began_s
+
+
+def test_each_machine_has_its_share_and_a_drivers_work_is_nobodys() -> None:
+    first, second = (Machine(node_id=name, instance_type=None, market="spot") for name in "ab")
+    spans = [Span(5, 9, second), Span(1, 3, first), Span(2, 6, first), Span(0, 99)]
+    shares = by_machine(spans)
+    assert [(each.machine.node_id, each.began_at.timestamp(), each.ended_at.timestamp()) for each in shares] == [
+        ("a", 1, 6),
+        ("b", 5, 9),
+    ]
+    assert [each.busy_s for each in shares] == [6, 4]

@@ -149,6 +149,14 @@ def test_exif_orientation_is_applied_once(orientation: int, image_format: str) -
     expected = images.decode(encoded(UPRIGHT, image_format), 32)
     assert_close(images.decode(data, 32), expected, mean=2)
     assert images.inspect(data) == images.ImageSize(width=160, height=80)
+    shown_HWC = images.decode_for_people(data, 64)
+    assert shown_HWC.shape == (32, 64, 3)
+    assert_close(shown_HWC, np.asarray(UPRIGHT.resize((64, 32), Image.Resampling.BILINEAR)), mean=3)
+
+
+def test_for_people_an_image_is_never_enlarged_and_never_vanishes() -> None:
+    assert images.decode_for_people(encoded(scene(90, 60), "PNG"), 640).shape == (60, 90, 3)
+    assert images.decode_for_people(encoded(scene(500, 2), "PNG"), 64).shape == (1, 64, 3)
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0"])
