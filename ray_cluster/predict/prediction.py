@@ -17,6 +17,7 @@ from ray_cluster.serve.model_tails import TailKey
 from ray_cluster.train import dispatch, publish
 from ray_cluster.train.context import AttemptContext, running
 from ray_cluster.train.fence import check_fence
+from ray_cluster.train.job_engine import PendingEngine, gpu_share
 from ray_cluster.train.machines import Place
 from ray_cluster.train.work import Done
 from services.contracts import names
@@ -25,7 +26,7 @@ from services.contracts.batch_predictions import BatchResult
 from services.contracts.errors import InternalError, NotFound
 from services.contracts.ids import JobId
 from services.contracts.jobs import Stage
-from services.contracts.models import ModelManifest
+from services.contracts.models import EngineChoice, ModelManifest
 from services.runtime.objects import ObjectStore, open_store
 
 
@@ -50,8 +51,10 @@ def predict(context: AttemptContext) -> BatchResult:
     if finished is not None:
         return finished
     order = _read_order(context)
+    engine = PendingEngine(context, Stage.PREDICT)
+    engine.begin([order.model.trunk])
     snapshot = run_list(context, order.source_uri)
-    run_predict(context, order, snapshot)
+    run_predict(context, order, snapshot, engine)
     return run_merge(context, order, snapshot)
 
 
@@ -88,7 +91,7 @@ def run_list(context: AttemptContext, source_uri: str) -> Snapshot:
         return snapshot
 
 
-def run_predict(context: AttemptContext, order: Order, snapshot: Snapshot) -> None:
+def run_predict(context: AttemptContext, order: Order, snapshot: Snapshot, engine: PendingEngine) -> None:
     """Labels every shard that has no result; a lost task is run again elsewhere."""
     store, job_id = context.store, context.record.job_id
     with running(context, Stage.PREDICT) as stage:
@@ -98,7 +101,8 @@ def run_predict(context: AttemptContext, order: Order, snapshot: Snapshot) -> No
             stage.skip()
         context.reporter.progress(Stage.PREDICT, done, total, "images")
         shards = (shard for shard in snapshots.read_shards(store, job_id, snapshot) if shard.number not in finished)
-        submit = _submitter(context, order)
+        submit = _submitter(context, order, engine.wait([order.model.trunk]))
+        stage.spans += engine.spans
         results = dispatch.run_bounded(submit, shards, context.parallelism, context.capacity, Stage.PREDICT)
         for _, labelled in results:
             stage.spans.append(labelled.span)
@@ -145,12 +149,14 @@ def _finished_shards(store: ObjectStore, job_id: JobId) -> set[int]:
     return {int(info.key.removeprefix(prefix).removesuffix(".json")) for info in store.list(prefix)}
 
 
-def _submitter(context: AttemptContext, order: Order) -> dispatch.Submit[Shard, Done[int]]:
+def _submitter(context: AttemptContext, order: Order, engine: EngineChoice) -> dispatch.Submit[Shard, Done[int]]:
     trunk, job_id = order.model.trunk, context.record.job_id
     model = TailKey(order.model.model_name, order.model.version)
 
     def submit(shard: Shard, place: Place) -> "ray.ObjectRef[Done[int]]":
-        task = tasks.label_task.options(label_selector=place.selector())
-        return task.remote(context.bucket_uri, order.source_uri, job_id, trunk, model, order.top_k, shard)
+        task = tasks.label_task.options(label_selector=place.selector(), num_gpus=gpu_share(engine))
+        return task.remote(
+            context.bucket_uri, order.source_uri, job_id, trunk, engine.engine, model, order.top_k, shard
+        )
 
     return submit

@@ -1,5 +1,7 @@
 """What a batch prediction runs on the cluster as Ray tasks. See `train/tasks.py`."""
 
+from functools import partial
+
 import ray
 
 from ray_cluster.predict.labelling import label_shard, load_labeller
@@ -16,11 +18,19 @@ from services.runtime.objects import open_store
 
 @ray.remote(num_cpus=TASK_CPUS, max_retries=MAX_RETRIES)
 def label_task(
-    bucket_uri: str, source_uri: str, job_id: JobId, trunk: TrunkManifest, model: TailKey, top_k: int, shard: Shard
+    bucket_uri: str,
+    source_uri: str,
+    job_id: JobId,
+    trunk: TrunkManifest,
+    engine_name: str,
+    model: TailKey,
+    top_k: int,
+    shard: Shard,
 ) -> Done[int]:
     """`label_shard` on some node; how many files it had."""
     watch = Watch(here())
     with watch.working():
-        store = open_store(bucket_uri)
-        label_shard(store, open_store(source_uri), job_id, shard, top_k, lambda: load_labeller(store, trunk, model))
+        store, source = open_store(bucket_uri), open_store(source_uri)
+        load = partial(load_labeller, store, trunk, engine_name, model)
+        label_shard(store, source, job_id, shard, top_k, load)
     return Done(len(shard.files), watch.spans[0])

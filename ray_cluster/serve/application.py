@@ -31,7 +31,7 @@ def build(args: TrunkApplicationArgs) -> serve.Application:
         max_ongoing_requests=args.max_ongoing_requests,
         max_queued_requests=args.max_queued_requests,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=Overloaded.retry_after_s),
-        ray_actor_options={"num_cpus": args.num_cpus},
+        ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
         graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_S,
         graceful_shutdown_wait_loop_s=1,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,

@@ -47,6 +47,8 @@ class Classifier:
 
     def __init__(self, engines: Sequence[Engine], image_size: int) -> None:
         """All engines run the same trunk, whose input is `image_size` pixels squared."""
+        self.batch_size = engines[0].batch_size
+        """How many questions it had best be given at a time."""
         self._image_size = image_size
         self._free: SimpleQueue[Engine] = SimpleQueue()
         for engine in engines:

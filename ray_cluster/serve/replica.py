@@ -9,7 +9,8 @@ from starlette.responses import Response
 
 from ray_cluster.serve.measures import ReplicaMeasures
 from ray_cluster.serve.service import TrunkService
-from ray_cluster.vision.engines import load_engine
+from ray_cluster.vision.engines import KINDS, load_engine
+from ray_cluster.vision.engines.choice import choose
 from ray_cluster.vision.trunks import read_trunk
 from services.contracts.errors import NotFound
 from services.contracts.serving import TrunkApplicationArgs
@@ -22,7 +23,8 @@ class TrunkReplica:
     """What Ray Serve runs: loads the trunk, then answers requests."""
 
     def __init__(self, args: dict[str, object]) -> None:
-        """Loads one engine for each thread; `args` is a dumped `TrunkApplicationArgs`.
+        """Loads one engine for each thread, or one on its GPU that they share; `args` is a dumped
+        `TrunkApplicationArgs`.
 
         Raises `NotFound` when the trunk is not in the bucket and `CorruptObject` when it is damaged; Serve retries.
         """
@@ -33,7 +35,9 @@ class TrunkReplica:
         if trunk is None:
             raise NotFound(f"trunk {settings.trunk_id} is not in {settings.bucket_uri}")
         threads = settings.threads or os.cpu_count() or 1
-        engines = [load_engine(store, trunk) for _ in range(threads)]
+        chosen = choose(store, [trunk], gpu=settings.num_gpus > 0).engine
+        count = 1 if KINDS[chosen].on_gpu else threads
+        engines = [load_engine(store, trunk, chosen) for _ in range(count)] * (threads // count)
         self._measures = ReplicaMeasures()
         self._service = TrunkService(
             store,
@@ -48,7 +52,7 @@ class TrunkReplica:
             extra={
                 "trunk_id": trunk.trunk_id,
                 "engine": engines[0].name,
-                "engine_count": len(engines),
+                "engine_count": count,
                 "duration_s": round(time.perf_counter() - started_at, 3),
             },
         )

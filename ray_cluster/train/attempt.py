@@ -27,6 +27,7 @@ from ray_cluster.train.evaluate_stage import run_evaluate
 from ray_cluster.train.failures import classify
 from ray_cluster.train.fence import check_fence
 from ray_cluster.train.finished import find_head, find_network
+from ray_cluster.train.job_engine import PendingEngine
 from ray_cluster.train.reporter import Reporter
 from services.contracts import names
 from services.contracts.base import utc_now
@@ -41,6 +42,7 @@ from services.contracts.jobs import (
     JobKind,
     JobRecord,
     PublishedModel,
+    Stage,
     TrainingJobSpec,
 )
 from services.contracts.models import ModelManifest
@@ -115,12 +117,17 @@ def _published(model: ModelManifest) -> PublishedModel:
 
 
 def train(context: AttemptContext) -> ModelManifest:
-    """The story of a training run. The trunk is built, and trainers start, while preflight reads the images."""
+    """The story of a training run. The trunk is built, or its engine chosen, and trainers start, while preflight reads
+    the images."""
     spec, source_uri = context.record.spec, context.record.source_uri
     if spec is None or source_uri is None:
         raise InternalError(f"job {context.record.job_id} is to train and says not what, or on what")
     choice: BackboneChoice | None = None
     pending = [] if spec.backbone == AUTO else _begin_trunks(context, spec)
+    engine = PendingEngine(context, Stage.CHOOSE if spec.backbone == AUTO else Stage.FEATURES)
+    found = [each.found for each in pending if each.found is not None]
+    if found and len(found) == len(pending):
+        engine.begin(found)
     # One that no node could take would outlive the job and ask for a machine for nobody.
     find_trained = find_network if spec.fine_tunes else find_head
     if find_trained(context.store, context.record.job_id) is None:
@@ -128,11 +135,11 @@ def train(context: AttemptContext) -> ModelManifest:
         trainers.prepare(place, nodes, tensorflow=spec.fine_tunes)
     manifest = stages.run_preflight(context, spec, source_uri)
     if spec.backbone == AUTO:
-        choice = run_choose(context, spec, source_uri, manifest)
+        choice = run_choose(context, spec, source_uri, manifest, engine)
         spec = spec.with_backbone(choice.chosen)
         pending = _begin_trunks(context, spec)
-    pooled, *cuts = stages.run_features(context, spec, source_uri, manifest, pending)
-    trained = stages.run_fit(context, spec, source_uri, manifest, pooled)
+    (pooled, *cuts), chosen = stages.run_features(context, spec, source_uri, manifest, pending, engine)
+    trained = stages.run_fit(context, spec, source_uri, manifest, pooled, chosen)
     for cut_trunk in cuts:
         trained = stages.run_fine_tune(context, spec, source_uri, manifest, trained, cut_trunk)
     evaluated = run_evaluate(context, spec, source_uri, manifest, trained)

@@ -129,6 +129,14 @@ class CapacityWatch:
         except ClusterUnknown:
             return []
 
+    def has_gpus(self, cpus: float) -> bool:
+        """Whether one of the nodes that could take work of `cpus` has a GPU to reserve; no while the head does not
+        say."""
+        try:
+            return any(node.total_gpus > 0 for node in suitable(self._look(), cpus, self.place))
+        except ClusterUnknown:
+            return False
+
     def _is_running(self, view: ClusterView, cpus: float, runs: Callable[[], bool]) -> bool:
         return bool(suitable(view, cpus, self.place)) and runs()
 

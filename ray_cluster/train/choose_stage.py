@@ -14,9 +14,11 @@ from ray_cluster.train.backbone_rule import Scored
 from ray_cluster.train.context import AttemptContext, RunningStage, running
 from ray_cluster.train.failures import unwrap
 from ray_cluster.train.fence import check_fence
+from ray_cluster.train.job_engine import PendingEngine
 from ray_cluster.train.machines import Place
 from ray_cluster.train.probe import ProbeScore
 from ray_cluster.train.work import Done
+from ray_cluster.vision.engines import engine_id
 from services.contracts import names
 from services.contracts.datasets import DatasetManifest
 from services.contracts.errors import NotFound, WeightsUnusable
@@ -27,13 +29,20 @@ from services.runtime.objects import ObjectStore
 
 
 def run_choose(
-    context: AttemptContext, spec: TrainingJobSpec, source_uri: str, manifest: DatasetManifest
+    context: AttemptContext,
+    spec: TrainingJobSpec,
+    source_uri: str,
+    manifest: DatasetManifest,
+    engine: PendingEngine,
 ) -> BackboneChoice:
-    """The job's choice, made now or by an earlier attempt. Raises `WeightsUnusable` when no candidate can be had."""
+    """The job's choice, made now or by an earlier attempt; the engine is one that runs all candidates' trunks.
+
+    Raises `WeightsUnusable` when no candidate can be had.
+    """
     with running(context, Stage.CHOOSE) as stage:
         choice = find_choice(context.store, context.record.job_id)
         if choice is None:
-            choice = _choose(context, stage, spec, source_uri, manifest)
+            choice = _choose(context, stage, spec, source_uri, manifest, engine)
         else:
             stage.skip()
         stage.chose(choice)
@@ -44,17 +53,25 @@ def run_choose(
 
 
 def _choose(
-    context: AttemptContext, stage: RunningStage, spec: TrainingJobSpec, source_uri: str, manifest: DatasetManifest
+    context: AttemptContext,
+    stage: RunningStage,
+    spec: TrainingJobSpec,
+    source_uri: str,
+    manifest: DatasetManifest,
+    engine: PendingEngine,
 ) -> BackboneChoice:
     candidates = _build(context, stage, spec)
     trunks = list({each.trunk.trunk_id: each.trunk for each in candidates.built}.values())
+    chosen_engine = engine.wait(trunks)
+    stage.spans += engine.spans
     sample = probe_sample.sample(manifest, spec.seed)
-    stages.compute_features(context, stage, source_uri, trunks, [(image, (0,)) for image in sample.images])
+    needed = [(image, (0,)) for image in sample.images]
+    stages.compute_features(context, stage, source_uri, trunks, needed, chosen_engine)
     shared = ray.put(sample)
 
     def submit(trunk: TrunkManifest, place: Place) -> "ray.ObjectRef[Done[ProbeScore]]":
         task = tasks.probe_task.options(label_selector=place.selector())
-        return task.remote(context.bucket_uri, trunk, shared, spec)
+        return task.remote(context.bucket_uri, trunk, engine_id(chosen_engine), shared, spec)
 
     scores: dict[TrunkId, ProbeScore] = {}
     for trunk, done in dispatch.run_bounded(submit, trunks, context.parallelism, context.capacity, Stage.CHOOSE):

@@ -53,6 +53,7 @@ def read_status(reply: Any) -> ClusterView:
             total_cpus=node.total_resources.get("CPU", 0.0),
             free_cpus=node.available_resources.get("CPU", 0.0),
             draining=node.status == _DRAINING,
+            total_gpus=node.total_resources.get("GPU", 0.0),
         )
         for node in state.node_states
         if node.status in (_RUNNING, _IDLE, _DRAINING)

@@ -16,12 +16,13 @@ from ray_cluster.train.machines import Place
 from ray_cluster.train.parent import find_trained_images, read_parent
 from ray_cluster.train.trained import TrainedModel
 from ray_cluster.train.work import Done
+from ray_cluster.vision.engines import engine_id
 from ray_cluster.vision.network_tails import TrainedNetwork
 from ray_cluster.vision.tails import FloatArray, Tail
 from ray_cluster.vision.verified import read_verified
 from services.contracts.datasets import DatasetManifest, ImageRecord
 from services.contracts.jobs import ParentVersion, Stage, TrainingJobSpec
-from services.contracts.models import Evaluation, ParentComparison, TrunkManifest
+from services.contracts.models import Evaluation, ParentComparison
 
 EVALUATE_IMAGES = 64
 """Images of one task that runs a trained network."""
@@ -46,38 +47,39 @@ def run_evaluate(
     with running(context, Stage.EVALUATE) as stage:
         if isinstance(trained.tail, Tail):
             with stage.working():
-                features_ND = _pooled_features(context, trained.pooled, manifest)
+                features_ND = _pooled_features(context, trained, manifest)
                 probabilities_NK = trained.tail.probabilities(features_ND)
                 uncalibrated_NK = trained.tail.scaled(trained.report.temperature).probabilities(features_ND)
         else:
-            probabilities_NK = _run_network(context, stage, source_uri, trained.trunk, trained.tail, images)
+            probabilities_NK = _run_network(context, stage, source_uri, trained, trained.tail, images)
             uncalibrated_NK = None
         with stage.working():
             labels_N = fit_data.labels_of(manifest, images)
             evaluation = evaluate.evaluate(split.value, manifest.labels, labels_N, probabilities_NK, uncalibrated_NK)
             lines = evaluate.prediction_lines(images, manifest.labels, probabilities_NK)
-            compared = _compare(context, spec, manifest, trained.pooled, probabilities_NK)
+            compared = _compare(context, spec, manifest, trained, probabilities_NK)
             return Evaluated(evaluation, "".join(f"{line}\n" for line in lines).encode(), compared)
 
 
-def _pooled_features(context: AttemptContext, pooled: TrunkManifest, manifest: DatasetManifest) -> FloatArray:
+def _pooled_features(context: AttemptContext, trained: TrainedModel, manifest: DatasetManifest) -> FloatArray:
     """Of the evaluated split's images, in their order."""
-    index = FeatureIndex.load(context.store, pooled.trunk_id)
+    index = FeatureIndex.load(context.store, trained.pooled.trunk_id, engine_id(trained.engine))
     split = fit_data.evaluated_split(manifest)
-    return fit_data.read_split(context.store, index, pooled, manifest, split, (0,)).features_ND
+    return fit_data.read_split(context.store, index, trained.pooled, manifest, split, (0,)).features_ND
 
 
 def _run_network(
     context: AttemptContext,
     stage: RunningStage,
     source_uri: str,
-    trunk: TrunkManifest,
+    trained: TrainedModel,
     network: TrainedNetwork,
     images: Sequence[ImageRecord],
 ) -> FloatArray:
     """The tail's probabilities [N, K], computed on the cluster by what serving runs."""
+    trunk, engine = trained.trunk, engine_id(trained.engine)
     with stage.working():
-        index = ray.put(None if trunk.is_identity else FeatureIndex.load(context.store, trunk.trunk_id))
+        index = ray.put(None if trunk.is_identity else FeatureIndex.load(context.store, trunk.trunk_id, engine))
         flatbuffer = ray.put(network.flatbuffer)
     starts = range(0, len(images), EVALUATE_IMAGES)
 
@@ -98,15 +100,15 @@ def _compare(
     context: AttemptContext,
     spec: TrainingJobSpec,
     manifest: DatasetManifest,
-    pooled: TrunkManifest,
+    trained: TrainedModel,
     probabilities_NK: FloatArray,
 ) -> ParentComparison | None:
     """The parent's head on the evaluated split, beside the new version's probabilities; None without a parent."""
-    parent = read_parent(context.store, spec, pooled)
+    parent = read_parent(context.store, spec, trained.pooled)
     if parent is None:
         return None
     tail = Tail.from_bytes(read_verified(context.store, parent.manifest.tail))
-    predicted = tail.logits(_pooled_features(context, pooled, manifest)).argmax(axis=1)
+    predicted = tail.logits(_pooled_features(context, trained, manifest)).argmax(axis=1)
     return comparison.compare(
         ParentVersion(model_name=parent.manifest.model_name, version=parent.manifest.version),
         fit_data.images_of(manifest, fit_data.evaluated_split(manifest)),

@@ -4,7 +4,7 @@ A shard is a safetensors object with `features` [N, D] in the trunk's `feature_d
 image's bytes) and `view` uint8 [N], and the engine that computed it in its header. Its name is the SHA-256 of the
 engine and the sorted (sha256, view) pairs, so computing it twice writes the same object twice. The index of the cache
 is the shards themselves: their headers and key tensors are read by ranges, without the features. Shards of another
-engine, or of another version of it, count as absent: a job's features are all from one.
+engine than the job's, or of another version of it, count as absent: a job's features are all from one.
 
 Pooled features stay float32: half of it would save 2.5 KB per image beside images of 20 KB and more, and a model would
 be served other features than it was trained on. Activations at a cut are larger; engines round them to half precision
@@ -31,7 +31,7 @@ from safetensors.numpy import load, save
 from ray_cluster.train.dataset_images import decode_unchanged
 from ray_cluster.train.read_ahead import Wanted, read_ahead
 from ray_cluster.vision import images
-from ray_cluster.vision.engines import ENGINE_ID, Engine, load_engine
+from ray_cluster.vision.engines import Engine, load_engine
 from services.contracts import names
 from services.contracts.base import Sha256
 from services.contracts.datasets import ImageRecord
@@ -79,7 +79,7 @@ class _Row:
 # --- the shard's form ---
 
 
-def shard_sha256(keys: Iterable[FeatureKey], engine: str = ENGINE_ID) -> str:
+def shard_sha256(keys: Iterable[FeatureKey], engine: str) -> str:
     """The shard's name, whatever the order of its rows."""
     digest = hashlib.sha256(f"{engine}\n".encode())
     for key in sorted(keys, key=lambda key: (key.sha256, key.view)):
@@ -87,7 +87,7 @@ def shard_sha256(keys: Iterable[FeatureKey], engine: str = ENGINE_ID) -> str:
     return digest.hexdigest()
 
 
-def encode_shard(keys: Sequence[FeatureKey], features_ND: FeaturesND, engine: str = ENGINE_ID) -> bytes:
+def encode_shard(keys: Sequence[FeatureKey], features_ND: FeaturesND, engine: str) -> bytes:
     """The shard's bytes; row n of the features belongs to `keys[n]`."""
     hashes_N32 = np.frombuffer(b"".join(bytes.fromhex(key.sha256) for key in keys), np.uint8).reshape(-1, 32)
     views_N = np.array([key.view for key in keys], np.uint8)
@@ -95,7 +95,7 @@ def encode_shard(keys: Sequence[FeatureKey], features_ND: FeaturesND, engine: st
     return save(tensors, {_ENGINE: engine})
 
 
-def read_shard_keys(store: ObjectStore, info: ObjectInfo, engine: str = ENGINE_ID) -> list[FeatureKey]:
+def read_shard_keys(store: ObjectStore, info: ObjectInfo, engine: str) -> list[FeatureKey]:
     """The keys of a shard's rows, in order, without its features; none where another engine computed it.
 
     Raises `CorruptObject`, `NotFound`.
@@ -138,12 +138,13 @@ class FeatureIndex:
         return len(self._rows)
 
     @classmethod
-    def load(cls, store: ObjectStore, trunk_id: TrunkId) -> "FeatureIndex":
-        """Reads every shard's keys. A shard that is broken or goes away meanwhile counts as absent."""
+    def load(cls, store: ObjectStore, trunk_id: TrunkId, engine: str) -> "FeatureIndex":
+        """Reads the keys of every shard of this engine (`engine_id`). A shard that is broken or goes away meanwhile
+        counts as absent."""
 
         def keys_of(info: ObjectInfo) -> list[FeatureKey]:
             try:
-                return read_shard_keys(store, info)
+                return read_shard_keys(store, info, engine)
             except (CorruptObject, NotFound) as error:
                 _log.warning("%s; its features are computed again", error)
                 return []
@@ -224,22 +225,36 @@ def _shard_count(row_count: int, parallelism: int) -> int:
     return max(least, min(even, row_count // MIN_SHARD_ROWS))
 
 
-def compute_shard(store: ObjectStore, source: ObjectStore, trunk: TrunkManifest, work: FeatureWork) -> None:
-    """Runs the trunk over a shard's images and stores the features. Idempotent.
+def compute_shard(
+    store: ObjectStore, source: ObjectStore, trunk: TrunkManifest, engine_name: str, work: FeatureWork
+) -> None:
+    """Runs the trunk over a shard's images, by the engine of that name, and stores the features. Idempotent.
 
     Raises `CallerError` naming the file when an image is no longer what preflight read.
     """
-    engine = _engine(store, trunk)
+    engine = _engine(store, trunk, engine_name)
     keys: list[FeatureKey] = []
     rows: list[FeaturesND] = []
+    batch: list[images.ImageHWC] = []
+
+    def run_batch() -> None:
+        rows.append(engine.features(np.stack(batch)))
+        batch.clear()
+
     files = read_ahead(source.get, [Wanted(image.path, image.size_bytes) for image, _ in work.images])
     for (image, views), file in zip(work.images, files, strict=True):
         image_HWC = decode_unchanged(image, _content(file), trunk.image_size)
         for view in views:
-            rows.append(engine.features(images.view(image_HWC, view)[np.newaxis]))
             keys.append(FeatureKey(image.sha256, view))
+            batch.append(images.view(image_HWC, view))
+            if len(batch) == engine.batch_size:
+                run_batch()
+    if batch:
+        run_batch()
     features_ND = np.concatenate(rows).astype(trunk.feature_dtype, copy=False)
-    store.put(names.feature_shard(trunk.trunk_id, shard_sha256(keys)), encode_shard(keys, features_ND))
+    computed_by = f"{engine.name}-{engine.version}"
+    shard = names.feature_shard(trunk.trunk_id, shard_sha256(keys, computed_by))
+    store.put(shard, encode_shard(keys, features_ND, computed_by))
 
 
 def _content(file: Future[bytes]) -> bytes | None:
@@ -249,15 +264,15 @@ def _content(file: Future[bytes]) -> bytes | None:
         return None
 
 
-_engines: dict[tuple[str, TrunkId], Engine] = {}
+_engines: dict[tuple[str, TrunkId, str], Engine] = {}
 _engines_lock = threading.Lock()
 
 
-def _engine(store: ObjectStore, trunk: TrunkManifest) -> Engine:
+def _engine(store: ObjectStore, trunk: TrunkManifest, name: str) -> Engine:
     """The trunk on this process's one thread; loaded once per process, which serves many shards."""
     with _engines_lock:
-        key = (store.uri, trunk.trunk_id)
+        key = (store.uri, trunk.trunk_id, name)
         if key not in _engines:
             _engines.clear()  # a process seldom goes back to an earlier trunk, and each holds its weights
-            _engines[key] = load_engine(store, trunk, threads=1)
+            _engines[key] = load_engine(store, trunk, name, threads=1)
         return _engines[key]

@@ -33,17 +33,21 @@ from services.runtime.objects import ObjectStore, open_store
 class FineTuneLoop:
     """Implements `TrainingLoop`; a step is a batch."""
 
-    def __init__(self, problem: NetworkProblem, settings: FineTuneSettings, head: FittedHead, base_step: int) -> None:
+    def __init__(
+        self,
+        problem: NetworkProblem,
+        settings: FineTuneSettings,
+        head: FittedHead,
+        base_step: int,
+        fingerprint: Fingerprint,
+    ) -> None:
         """Begins from the fitted head, whose checkpoint has the step `base_step`."""
+        self.fingerprint = fingerprint
+        """See `TrainingLoop.fingerprint`."""
         self._problem = problem
         self._settings = settings
         self._head = head
         self._base_step = base_step
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        """See `TrainingLoop.fingerprint`."""
-        return tensorflow_runtime.of_tensorflow()
 
     def compute(self, task: ShardTask, shard: int) -> ShardResult:
         """See `TrainingLoop.compute`."""
@@ -89,7 +93,7 @@ def load(store: ObjectStore, job: FitJob, map_shards: ShardMap) -> FineTuneLoop:
     if checkpoint is None or head is None or job.cut_trunk is None:
         raise InternalError(f"{job.job_id} is to be fine-tuned, and its head is not fitted")
     manifest = DatasetManifest.model_validate_json(store.get(job.manifest_key))
-    pooled = FeatureIndex.load(store, job.trunk.trunk_id)
+    pooled = FeatureIndex.load(store, job.trunk.trunk_id, job.trunk_engine)
     plain = fit_data.read_split(store, pooled, job.trunk, manifest, Split.TRAIN, (0,))
     views = head_recipe.VIEWS[job.spec.augmentation]
     training = _images(store, job, job.cut_trunk, manifest, Split.TRAIN, views)
@@ -110,7 +114,8 @@ def load(store: ObjectStore, job: FitJob, map_shards: ShardMap) -> FineTuneLoop:
     settings = FineTuneSettings(
         wanted.epochs, wanted.batch_size, wanted.learning_rate, wanted.block_rate, wanted.patience
     )
-    return FineTuneLoop(problem, settings, head, checkpoint.manifest.step)
+    fingerprint = tensorflow_runtime.of_tensorflow(job.trunk_engine)
+    return FineTuneLoop(problem, settings, head, checkpoint.manifest.step, fingerprint)
 
 
 def _validation(store: ObjectStore, job: FitJob, trunk: TrunkManifest, manifest: DatasetManifest) -> Images | None:
@@ -133,4 +138,4 @@ def _images(
     records = fit_data.images_of(manifest, split)
     if trunk.is_identity:
         return DecodedExamples(open_store(job.source_uri), records, trunk.image_size)
-    return CachedExamples(store, FeatureIndex.load(store, trunk.trunk_id), trunk, records, views)
+    return CachedExamples(store, FeatureIndex.load(store, trunk.trunk_id, job.trunk_engine), trunk, records, views)

@@ -37,6 +37,8 @@ class FitJob(StoredContract):
     """Where the dataset's files are."""
     trunk: TrunkManifest
     """Gives the pooled features that the head is fitted on."""
+    trunk_engine: str
+    """Computed the features of both trunks, as `Fingerprint.trunk_engine` names it."""
     stage: Stage = Stage.FIT
     cut_trunk: TrunkManifest | None = None
     """Ends where fine-tuning begins; null for a head alone."""

@@ -22,15 +22,18 @@ from services.runtime.objects import ObjectStore
 class HeadLoop:
     """Implements `TrainingLoop`; a step is an epoch."""
 
-    def __init__(self, problem: HeadProblem, standards: dict[Phase, Standardisation], settings: FitSettings) -> None:
+    def __init__(
+        self,
+        problem: HeadProblem,
+        standards: dict[Phase, Standardisation],
+        settings: FitSettings,
+        fingerprint: Fingerprint,
+    ) -> None:
+        self.fingerprint = fingerprint
+        """See `TrainingLoop.fingerprint`."""
         self._problem = problem
         self._standards = standards
         self._settings = settings
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        """See `TrainingLoop.fingerprint`."""
-        return fingerprints.of_numpy()
 
     def compute(self, task: ShardTask, shard: int) -> ShardResult:
         """See `TrainingLoop.compute`."""
@@ -74,7 +77,7 @@ def load(store: ObjectStore, job: FitJob, map_shards: ShardMap) -> HeadLoop:
     """Reads the features, and sets up both phases and how each standardises."""
     fingerprints.make_deterministic()
     manifest = DatasetManifest.model_validate_json(store.get(job.manifest_key))
-    index = FeatureIndex.load(store, job.trunk.trunk_id)
+    index = FeatureIndex.load(store, job.trunk.trunk_id, job.trunk_engine)
     views = head_recipe.VIEWS[job.spec.augmentation]
     refit = fit_data.refits(manifest, job.spec)
     train = fit_data.read_split(store, index, job.trunk, manifest, Split.TRAIN, views)
@@ -97,7 +100,8 @@ def load(store: ObjectStore, job: FitJob, map_shards: ShardMap) -> HeadLoop:
     }
     starts = _starts(store, job, manifest, standards)
     problem = HeadProblem(training, validation, classes, starts, map_shards)
-    return HeadLoop(problem, standards, settings_of(job.spec, refit=refit, validates=problem.validates))
+    settings = settings_of(job.spec, refit=refit, validates=problem.validates)
+    return HeadLoop(problem, standards, settings, fingerprints.of_numpy(job.trunk_engine))
 
 
 def settings_of(spec: TrainingJobSpec, *, refit: bool, validates: bool) -> FitSettings:

@@ -68,6 +68,7 @@ class NodeView:
     total_cpus: float
     free_cpus: float
     draining: bool = False
+    total_gpus: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

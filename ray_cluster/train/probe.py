@@ -33,10 +33,12 @@ class ProbeScore:
     """Mean cross-entropy in nats."""
 
 
-def probe(store: ObjectStore, trunk: TrunkManifest, sample: ProbeSample, spec: TrainingJobSpec) -> ProbeScore:
-    """Scores a trunk whose features of the sample are all cached."""
+def probe(
+    store: ObjectStore, trunk: TrunkManifest, engine: str, sample: ProbeSample, spec: TrainingJobSpec
+) -> ProbeScore:
+    """Scores a trunk whose features of the sample are all cached, as the engine of that id computed them."""
     keys = [FeatureKey(image.sha256, 0) for image in sample.images]
-    features_ND = FeatureIndex.load(store, trunk.trunk_id).read(store, keys, trunk.feature_dim)
+    features_ND = FeatureIndex.load(store, trunk.trunk_id, engine).read(store, keys, trunk.feature_dim)
     folds_N = np.array(sample.folds, np.int64)
     return score(features_ND.astype(np.float32, copy=False), sample.classes(), folds_N, len(sample.labels), spec)
 

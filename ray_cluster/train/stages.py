@@ -13,19 +13,21 @@ from ray_cluster.train.finished import find_head, find_network
 from ray_cluster.train.fit import fit
 from ray_cluster.train.fit_job import FitJob
 from ray_cluster.train.inspection import Inspected
+from ray_cluster.train.job_engine import PendingEngine, gpu_share
 from ray_cluster.train.listing import ListedFile, Listing, read_listing
 from ray_cluster.train.machines import Place
 from ray_cluster.train.parent import read_parent
 from ray_cluster.train.trained import TrainedModel
 from ray_cluster.train.work import Done, Span
 from ray_cluster.vision import trunks
+from ray_cluster.vision.engines import engine_id
 from services.contracts import names
 from services.contracts.base import utc_now
 from services.contracts.datasets import DatasetManifest, ImageRecord
 from services.contracts.errors import InternalError, NotFound
 from services.contracts.ids import DatasetId
 from services.contracts.jobs import BackboneCandidate, BackboneChoice, Stage, TrainingJobSpec
-from services.contracts.models import ModelManifest, ObjectRef, TrunkManifest, TrunkRecipe
+from services.contracts.models import EngineChoice, ModelManifest, ObjectRef, TrunkManifest, TrunkRecipe
 from services.runtime.objects import open_store
 
 INSPECT_FILES = 64
@@ -45,6 +47,11 @@ class PendingTrunk:
         """When it was built; empty where it was there."""
         place = context.capacity.place
         self._begun = None if self._found else (self._build(place), place)
+
+    @property
+    def found(self) -> TrunkManifest | None:
+        """The trunk, where it is there already."""
+        return self._found
 
     def wait(self, stage: Stage = Stage.FEATURES) -> TrunkManifest:
         """Raises what building it raised, e.g. `WeightsUnusable`. `stage` is what waits for it."""
@@ -101,19 +108,22 @@ def run_features(
     source_uri: str,
     manifest: DatasetManifest,
     pending: Sequence[PendingTrunk],
-) -> list[TrunkManifest]:
+    engine: PendingEngine,
+) -> tuple[list[TrunkManifest], EngineChoice]:
     """Runs each trunk over every image whose features are not cached yet; a lost task is run again elsewhere.
 
-    The last trunk is the one that the version will be on.
+    The last trunk is the one that the version will be on. All are run by one engine.
     """
     with running(context, Stage.FEATURES) as stage:
         built = [each.wait() for each in pending]
         stage.spans += [span for each in pending for span in each.spans]
         stage.found_trunk(built[-1].trunk_id)
+        chosen = engine.wait(built)
+        stage.spans += engine.spans
         needed = fit_data.views_needed(manifest, spec)
-        if not compute_features(context, stage, source_uri, built, needed):
+        if not compute_features(context, stage, source_uri, built, needed, chosen):
             stage.skip()
-    return built
+    return built, chosen
 
 
 def compute_features(
@@ -122,14 +132,15 @@ def compute_features(
     source_uri: str,
     built: Sequence[TrunkManifest],
     needed: Sequence[tuple[ImageRecord, Sequence[int]]],
+    engine: EngineChoice,
 ) -> bool:
     """Computes what is not cached yet of these images and views, on each trunk. Whether anything was missing."""
     name = stage.timing.stage
     with stage.working():
-        works = [(trunk, work) for trunk in built for work in _plan(context, needed, trunk)]
+        works = [(trunk, work) for trunk in built for work in _plan(context, needed, trunk, engine)]
     done, total = 0, sum(len(work.images) for _, work in works)
     context.reporter.progress(name, done, total, "images")
-    submit = _submitter(context, source_uri)
+    submit = _submitter(context, source_uri, engine)
     for _, computed in dispatch.run_bounded(submit, works, context.parallelism, context.capacity, name):
         stage.spans.append(computed.span)
         done += computed.result
@@ -138,7 +149,12 @@ def compute_features(
 
 
 def run_fit(
-    context: AttemptContext, spec: TrainingJobSpec, source_uri: str, manifest: DatasetManifest, trunk: TrunkManifest
+    context: AttemptContext,
+    spec: TrainingJobSpec,
+    source_uri: str,
+    manifest: DatasetManifest,
+    trunk: TrunkManifest,
+    engine: EngineChoice,
 ) -> TrainedModel:
     """Trains the head, unless an earlier attempt of the job finished that."""
     job_id = context.record.job_id
@@ -146,7 +162,7 @@ def run_fit(
         finished = find_head(context.store, job_id)
         if finished is None:
             parent = read_parent(context.store, spec, trunk)
-            job = _fit_job(context, spec, source_uri, manifest, trunk)
+            job = _fit_job(context, spec, source_uri, manifest, trunk, engine)
             warm_start = None if parent is None else parent.warm_start()
             _train(stage, job.model_copy(update={"warm_start": warm_start}))
             with stage.working():
@@ -156,7 +172,7 @@ def run_fit(
     if finished is None:
         raise InternalError("the fit ended and its last checkpoint is not in the bucket")
     checkpoint, head = finished
-    return TrainedModel(checkpoint, head.report, trunk, trunk, head.tail)
+    return TrainedModel(checkpoint, head.report, trunk, trunk, head.tail, engine)
 
 
 def run_fine_tune(
@@ -172,7 +188,7 @@ def run_fine_tune(
     with running(context, Stage.FINE_TUNE) as stage:
         finished = find_network(context.store, job_id)
         if finished is None:
-            job = _fit_job(context, spec, source_uri, manifest, fitted.pooled)
+            job = _fit_job(context, spec, source_uri, manifest, fitted.pooled, fitted.engine)
             _train(stage, job.model_copy(update={"stage": Stage.FINE_TUNE, "cut_trunk": cut}))
             with stage.working():
                 finished = find_network(context.store, job_id)
@@ -257,28 +273,37 @@ def _inspect(
 
 
 def _plan(
-    context: AttemptContext, needed: Sequence[tuple[ImageRecord, Sequence[int]]], trunk: TrunkManifest
+    context: AttemptContext,
+    needed: Sequence[tuple[ImageRecord, Sequence[int]]],
+    trunk: TrunkManifest,
+    engine: EngineChoice,
 ) -> list[FeatureWork]:
     """What is not cached yet of the trunk's features; nothing where they are the pixels."""
     if trunk.is_identity:
         return []
-    index = FeatureIndex.load(context.store, trunk.trunk_id)
+    index = FeatureIndex.load(context.store, trunk.trunk_id, engine_id(engine))
     at_a_time = context.parallelism.count(context.capacity.place)
     return features.plan(index, needed, at_a_time)
 
 
 def _submitter(
-    context: AttemptContext, source_uri: str
+    context: AttemptContext, source_uri: str, engine: EngineChoice
 ) -> dispatch.Submit[tuple[TrunkManifest, FeatureWork], Done[int]]:
     def submit(item: tuple[TrunkManifest, FeatureWork], place: Place) -> "ray.ObjectRef[Done[int]]":
-        task = tasks.feature_task.options(label_selector=place.selector())
-        return task.remote(context.bucket_uri, source_uri, *item)
+        trunk, work = item
+        task = tasks.feature_task.options(label_selector=place.selector(), num_gpus=gpu_share(engine))
+        return task.remote(context.bucket_uri, source_uri, trunk, engine.engine, work)
 
     return submit
 
 
 def _fit_job(
-    context: AttemptContext, spec: TrainingJobSpec, source_uri: str, manifest: DatasetManifest, trunk: TrunkManifest
+    context: AttemptContext,
+    spec: TrainingJobSpec,
+    source_uri: str,
+    manifest: DatasetManifest,
+    trunk: TrunkManifest,
+    engine: EngineChoice,
 ) -> FitJob:
     return FitJob(
         bucket_uri=context.bucket_uri,
@@ -288,6 +313,7 @@ def _fit_job(
         manifest_key=names.dataset_manifest(manifest.dataset_id, manifest.fingerprint),
         source_uri=source_uri,
         trunk=trunk,
+        trunk_engine=engine_id(engine),
         on_demand_counts=context.capacity.place.on_demand_counts,
     )
 

@@ -18,10 +18,11 @@ from ray_cluster.train.listing import ListedFile
 from ray_cluster.train.probe import ProbeScore, probe
 from ray_cluster.train.probe_sample import ProbeSample
 from ray_cluster.train.work import Done, Watch
+from ray_cluster.vision.engines.choice import choose
 from services.contracts.datasets import ImageRecord
 from services.contracts.ids import DatasetId
 from services.contracts.jobs import TrainingJobSpec
-from services.contracts.models import TrunkManifest, TrunkRecipe
+from services.contracts.models import EngineChoice, TrunkManifest, TrunkRecipe
 from services.runtime.objects import open_store
 
 MAX_RETRIES = 20
@@ -41,20 +42,33 @@ def inspect_task(
 
 
 @ray.remote(num_cpus=TASK_CPUS, max_retries=MAX_RETRIES)
-def feature_task(bucket_uri: str, source_uri: str, trunk: TrunkManifest, work: FeatureWork) -> Done[int]:
+def choose_engine_task(bucket_uri: str, trunks: list[TrunkManifest], gpu: bool) -> Done[EngineChoice]:
+    """`choose` on some node, among the engines for its GPU where `gpu` says that the task has reserved some of it."""
+    watch = Watch()
+    with watch.working():
+        chosen = choose(open_store(bucket_uri), trunks, gpu=gpu)
+    return Done(chosen, watch.spans[0])
+
+
+@ray.remote(num_cpus=TASK_CPUS, max_retries=MAX_RETRIES)
+def feature_task(
+    bucket_uri: str, source_uri: str, trunk: TrunkManifest, engine_name: str, work: FeatureWork
+) -> Done[int]:
     """`compute_shard` on some node; how many images it did."""
     watch = Watch(here())
     with watch.working():
-        compute_shard(open_store(bucket_uri), open_store(source_uri), trunk, work)
+        compute_shard(open_store(bucket_uri), open_store(source_uri), trunk, engine_name, work)
     return Done(len(work.images), watch.spans[0])
 
 
 @ray.remote(num_cpus=TASK_CPUS, max_retries=MAX_RETRIES)
-def probe_task(bucket_uri: str, trunk: TrunkManifest, sample: ProbeSample, spec: TrainingJobSpec) -> Done[ProbeScore]:
+def probe_task(
+    bucket_uri: str, trunk: TrunkManifest, engine: str, sample: ProbeSample, spec: TrainingJobSpec
+) -> Done[ProbeScore]:
     """`probe` on some node."""
     watch = Watch(here())
     with watch.working():
-        score = probe(open_store(bucket_uri), trunk, sample, spec)
+        score = probe(open_store(bucket_uri), trunk, engine, sample, spec)
     return Done(score, watch.spans[0])
 
 

@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ray_cluster.train.fingerprints import THREADS, cpu_name, trunk_engine
+from ray_cluster.train.fingerprints import THREADS
+from ray_cluster.vision.devices import cpu_name, gpu_name
 from services.contracts.models import Fingerprint
 
 
@@ -23,21 +24,13 @@ def make_deterministic() -> None:
     tf.matmul(tf.zeros((1, 1)), tf.zeros((1, 1)))
 
 
-def of_tensorflow() -> Fingerprint:
-    """Of what TensorFlow computes here."""
+def of_tensorflow(trunk_engine: str) -> Fingerprint:
+    """Of what TensorFlow computes here, from features of an engine."""
     return Fingerprint(
-        device=_device_name(),
-        trunk_engine=trunk_engine(),
+        device=gpu_name() or cpu_name(),
+        trunk_engine=trunk_engine,
         threads=THREADS,
         numpy=np.__version__,
         tensorflow=tf.__version__,
         keras=keras.__version__,
     )
-
-
-def _device_name() -> str:
-    """The GPU's name, or the processor's."""
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        return str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "gpu"))
-    return cpu_name()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ray_cluster.train.checkpoints import Checkpoint
 from ray_cluster.vision.network_tails import TrainedNetwork
 from ray_cluster.vision.tails import Tail
-from services.contracts.models import FitReport, TrunkManifest
+from services.contracts.models import EngineChoice, FitReport, TrunkManifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,3 +20,5 @@ class TrainedModel:
     trunk: TrunkManifest
     """What the tail is on."""
     tail: Tail | TrainedNetwork
+    engine: EngineChoice
+    """Runs both trunks."""

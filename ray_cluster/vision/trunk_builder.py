@@ -1,5 +1,5 @@
-"""Building trunks: a Keras backbone becomes a LiteRT model and a manifest. Imports TensorFlow; run it in a process of
-its own, which then ends and gives the memory back.
+"""Building trunks: a Keras backbone becomes a form for each engine, and a manifest. Imports TensorFlow; run it in a
+process of its own, which then ends and gives the memory back.
 
 Array axes: B batch, H height, W width, C channel, D feature.
 """
@@ -12,9 +12,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from ray_cluster.vision import blocks, litert_export, uppers, weight_loading
+from ray_cluster.vision import blocks, litert_export, onnx_export, tensorflow_export, uppers, weight_loading
 from ray_cluster.vision.backbones import build_network, build_trunk_model, build_upper_model
-from ray_cluster.vision.engines.litert import LiteRTEngine
+from ray_cluster.vision.engines.kinds import LITERT, ONNX, TENSORFLOW
 from ray_cluster.vision.tails import Tail
 from ray_cluster.vision.trunks import read_trunk, resolve_recipe
 from ray_cluster.vision.verified import reference
@@ -58,6 +58,17 @@ def convert_to_litert(trunk_model: keras.Model) -> bytes:
     """
     image = tf.TensorSpec((1, *trunk_model.input_shape[1:]), tf.uint8, "image")
     return litert_export.convert(lambda image_BHWC: trunk_model(image_BHWC, training=False), image)
+
+
+def _put_artefacts(store: ObjectStore, trunk_id: TrunkId, trunk_model: keras.Model) -> dict[str, ObjectRef]:
+    """The trunk in the form of each engine."""
+    images = tf.TensorSpec((None, *trunk_model.input_shape[1:]), tf.uint8, "image")
+    frozen = tensorflow_export.freeze(lambda images_BHWC: trunk_model(images_BHWC, training=False), images)
+    return {
+        LITERT: _put(store, trunk_id, "trunk", "tflite", convert_to_litert(trunk_model)),
+        ONNX: _put(store, trunk_id, "trunk", "onnx", onnx_export.encode(frozen, "image", "features")),
+        TENSORFLOW: _put(store, trunk_id, "trunk", "pb", tensorflow_export.encode(frozen)),
+    }
 
 
 def _cut_name(recipe: TrunkRecipe) -> str:
@@ -106,7 +117,8 @@ def _pooled(
         raise InternalError(f"{recipe.backbone} gives {feature_dim} features, the table of backbones says otherwise")
     return {
         "feature_dim": feature_dim,
-        "artefacts": {LiteRTEngine.name: _put(store, trunk_id, "trunk", "tflite", convert_to_litert(model))},
+        "artefacts": _put_artefacts(store, trunk_id, model),
+        "network": _put(store, trunk_id, "network", "safetensors", uppers.encode(model)),
         "top": _put_top(store, trunk_id, pretrained.top),
     }
 
@@ -129,7 +141,8 @@ def _cut_below(
         lower = build_trunk_model(recipe.backbone, pretrained.network, has_top=has_top, cut=cut)
         described["feature_shape"] = list(blocks.cut_tensor(recipe.backbone, pretrained.network, cut).shape[1:])
         described["feature_dtype"] = "float16"
-        described["artefacts"] = {LiteRTEngine.name: _put(store, trunk_id, "trunk", "tflite", convert_to_litert(lower))}
+        described["artefacts"] = _put_artefacts(store, trunk_id, lower)
+        described["network"] = _put(store, trunk_id, "network", "safetensors", uppers.encode(lower))
     return described
 
 

@@ -45,7 +45,7 @@ def read_trunk(store: ObjectStore, trunk_id: TrunkId) -> TrunkManifest | None:
 
 def is_complete(store: ObjectStore, trunk: TrunkManifest) -> bool:
     """Whether every object of the manifest is there with its size. Contents are verified when they are read."""
-    refs = [*trunk.artefacts.values(), *(ref for ref in (trunk.top, trunk.upper) if ref is not None)]
+    refs = [*trunk.artefacts.values(), *(ref for ref in (trunk.top, trunk.upper, trunk.network) if ref is not None)]
     infos = [store.head(ref.key) for ref in refs]
     return all(info is not None and info.size_bytes == ref.size_bytes for ref, info in zip(refs, infos, strict=True))
 

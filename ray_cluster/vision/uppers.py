@@ -15,7 +15,7 @@ from ray_cluster.vision.network_tails import HEAD, TrainedNetwork, Weights
 from ray_cluster.vision.tails import Tail
 from ray_cluster.vision.verified import read_verified
 from services.contracts.errors import CorruptObject
-from services.contracts.models import TrunkManifest
+from services.contracts.models import ObjectRef, TrunkManifest
 from services.runtime.objects.protocol import ObjectStore
 
 
@@ -37,19 +37,30 @@ def load_upper(store: ObjectStore, trunk: TrunkManifest) -> keras.Model:
     """The pretrained network above the trunk's cut. Raises `CorruptObject`, `NotFound`."""
     if trunk.upper is None:
         raise CorruptObject(f"trunk {trunk.trunk_id} does not say what lies above its cut")
-    try:
-        weights = load(read_verified(store, trunk.upper))
-    except SafetensorError as error:
-        raise CorruptObject(f"{trunk.upper.key} cannot be read: {error}") from error
+    weights = read_weights(store, trunk.upper)
     network = build_network(trunk.backbone, trunk.image_size, None)
     upper = build_upper_model(trunk.backbone, network, has_top=False, cut=trunk.cut)
-    variables = _float_variables(upper)
-    shapes = [tuple(variable.shape) for variable in variables]
-    if [weights[name].shape for name in sorted(weights)] != shapes or upper.input_shape[-1] != trunk.feature_dim:
+    assign(upper, weights, trunk.upper.key)
+    if upper.input_shape[-1] != trunk.feature_dim:
         raise CorruptObject(f"{trunk.upper.key} does not fit {trunk.backbone} above {trunk.cut}")
+    return upper
+
+
+def read_weights(store: ObjectStore, ref: ObjectRef) -> Weights:
+    """A safetensors file. Raises `CorruptObject`, `NotFound`."""
+    try:
+        return load(read_verified(store, ref))
+    except SafetensorError as error:
+        raise CorruptObject(f"{ref.key} cannot be read: {error}") from error
+
+
+def assign(network: keras.Model, weights: Weights, key: str) -> None:
+    """The weights that `weights_of` gave, into a network like that one. Raises `CorruptObject`, which names the key."""
+    variables = _float_variables(network)
+    if [weights[name].shape for name in sorted(weights)] != [tuple(variable.shape) for variable in variables]:
+        raise CorruptObject(f"the weights in {key} do not fit the network")
     for variable, name in zip(variables, sorted(weights), strict=True):
         variable.assign(weights[name])
-    return upper
 
 
 def export_tail(upper: keras.Model, head: Tail) -> TrainedNetwork:

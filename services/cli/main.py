@@ -23,6 +23,7 @@ COMMANDS = {
     "jobs": "services.cli.jobs",
     "receipt": "services.cli.receipt",
     "labels": "services.cli.labels",
+    "export": "services.cli.export",
     "models": "services.cli.models",
     "keys": "services.cli.keys",
     "restore": "services.cli.restore",

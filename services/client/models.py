@@ -1,12 +1,14 @@
 """Models, their versions, and the names (aliases) that point at versions."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from urllib.parse import quote
 
 from pydantic import TypeAdapter
 
 from services.client.transport import Transport
 from services.contracts.aliases import AliasChange, AliasShadow, AliasSplit, AliasTarget, ModelAlias
+from services.contracts.exports import ExportFormat, ExportStatus
 from services.contracts.models import Model, ModelVersion
 from services.contracts.pages import Page
 
@@ -15,6 +17,7 @@ _MODELS = TypeAdapter(Page[Model])
 _VERSION = TypeAdapter(ModelVersion)
 _ALIAS = TypeAdapter(ModelAlias)
 _VERSIONS = TypeAdapter(Page[ModelVersion])
+_EXPORT = TypeAdapter(ExportStatus)
 
 
 def model_path(model: str) -> str:
@@ -53,6 +56,41 @@ class Models:
     def version(self, model: str, version: int) -> ModelVersion:
         """One version with its evaluation."""
         return self._transport.call(_VERSION, "GET", f"{model_path(model)}/versions/{version}")
+
+    def export(
+        self,
+        model: str,
+        version: int,
+        format: ExportFormat | str,
+        file: Path | str,
+        *,
+        on_progress: Callable[[ExportStatus], None] | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Writes a version as an archive for other programs into a file, whole or not at all.
+
+        Waits while the cluster builds it, which it does the first time only.
+
+        Args:
+            format: `keras`, `savedmodel`, `tflite` or `onnx`.
+            on_progress: Is told what the build is at, each time it was asked for.
+
+        Raises:
+            TimeoutError: it is not there after `timeout_s` seconds; the build goes on.
+            OSError: the file cannot be written.
+        """
+        path, query = f"{model_path(model)}/versions/{version}/export", {"format": str(format)}
+        patience = self._transport.patience
+        started_s = patience.clock()
+        while True:
+            status = self._transport.download_when_ready(_EXPORT, path, Path(file), query=query)
+            if status is None:
+                return
+            if on_progress is not None:
+                on_progress(status)
+            if timeout_s is not None and patience.clock() + status.retry_after_s > started_s + timeout_s:
+                raise TimeoutError(f"version {version} of {model} as {format} is not there after {timeout_s:g} s")
+            patience.sleep(status.retry_after_s)
 
     def set_alias(
         self,

@@ -24,6 +24,7 @@ BACKOFF_FIRST_S = 0.2
 BACKOFF_MAX_S = 5.0
 FIRST_CONTACT_S = 2.0
 """How long a server that has never answered is tried: most likely there is none."""
+ACCEPTED = 202
 RETRIED_STATUSES = frozenset({502, 503, 504})
 MAX_CONNECTIONS = 32
 
@@ -148,11 +149,20 @@ class Transport:
     def download(self, path: str, file: Path, *, query: Query) -> None:
         """Writes what is at a path into a file, whole or not at all. Raises as `call` does, and `OSError` where the
         file cannot be written."""
+        self._download(path, file, query)
+
+    def download_when_ready(self, parse: TypeAdapter[Parsed], path: str, file: Path, *, query: Query) -> Parsed | None:
+        """As `download`, from a path that answers 202 while there is nothing yet; then what it says, and no file. None:
+        the file is there."""
+        response = self._download(path, file, query)
+        return self._parsed(parse, response) if response.status_code == ACCEPTED else None
+
+    def _download(self, path: str, file: Path, query: Query) -> httpx2.Response:
         part = file.with_name(f".{file.name}.part")
 
         def receive() -> httpx2.Response:
             with self._client.stream("GET", path, params=_given(query)) as response:
-                if not response.is_success:
+                if not response.is_success or response.status_code == ACCEPTED:
                     response.read()
                     return response
                 with part.open("wb") as content:
@@ -161,8 +171,10 @@ class Transport:
                 return response
 
         try:
-            self._repeated(receive)
-            part.replace(file)
+            response = self._repeated(receive)
+            if response.status_code != ACCEPTED:
+                part.replace(file)
+            return response
         finally:
             part.unlink(missing_ok=True)
 

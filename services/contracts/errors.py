@@ -136,6 +136,12 @@ class WeightsUnusable(CallerError):
     code = "weights_unusable"
 
 
+class ExportFailed(CallerError):
+    """The archive could not be built. `details["code"]` says why."""
+
+    code = "export_failed"
+
+
 # --- retry later ----------------------------------------------------------------------------------------------------
 
 

@@ -32,3 +32,8 @@ def new_dataset_id() -> DatasetId:
 def submission_id(job_id: JobId, attempt: int) -> str:
     """The Ray submission id of an attempt. Deterministic, so submitting twice is refused by Ray, not done twice."""
     return f"{job_id}-a{attempt}"
+
+
+def export_submission_id(job_id: JobId, export_format: str, build: int) -> str:
+    """The Ray submission id of a build of an export; `job_id` is the job that published the version."""
+    return f"{job_id}-export-{export_format}-{build}"

@@ -61,10 +61,18 @@ class TrunkManifest(StoredContract):
     feature_dtype: Literal["float32", "float16"] = Field(
         default="float32", description="Holds every feature without loss; what the cache keeps them in."
     )
-    artefacts: dict[str, ObjectRef] = Field(description="By engine, e.g. `litert`; none for `input`.")
+    artefacts: dict[str, ObjectRef] = Field(
+        description="The forms in which engines take it: `litert`, `onnx`, `tensorflow`. Trunks that an earlier "
+        "release built have fewer; none for `input`."
+    )
     upper: ObjectRef | None = Field(
         default=None,
         description="Safetensors: the pretrained network from the cut to the pooled features, its variables in order.",
+    )
+    network: ObjectRef | None = Field(
+        default=None,
+        description="Safetensors: the pretrained network up to the cut, its variables in order, for exports; null for "
+        "`input`, and for trunks of releases without exports.",
     )
     top: ObjectRef | None = Field(description="The pretrained classifier as a tail, where the weights have one.")
 
@@ -80,6 +88,19 @@ def compute_trunk_id(
     """SHA-256 over what decides the features: not the engine, and not where the weights came from."""
     recipe = json.dumps([backbone, weights_sha256, cut, image_size, preprocessing_version])
     return TrunkId(hashlib.sha256(recipe.encode()).hexdigest())
+
+
+class EngineChoice(StoredContract):
+    """Which engine runs a trunk on a kind of device, or in a job."""
+
+    engine: str = Field(description="`litert`, `onnx`, `tensorflow` or `tensorflow_gpu`.")
+    device: str | None = Field(
+        default=None, description="That it was chosen for, as in `Fingerprint.device`; null where any would do."
+    )
+    images_per_second: dict[str, float] = Field(
+        default_factory=dict[str, float],
+        description="By engine, of a whole node of that device; empty where nothing had to be measured.",
+    )
 
 
 class ClassReport(StoredContract):
@@ -176,7 +197,7 @@ class Fingerprint(StoredContract):
     """What the bits of the result depend on besides the spec and the data."""
 
     device: str = Field(description="`cpu:<architecture and instruction sets>` or the GPU's name.")
-    trunk_engine: str = Field(description="Engine and version, e.g. `litert-2.3.0`.")
+    trunk_engine: str = Field(description="Engine and version, e.g. `litert-2.3.0`; on a GPU its name as well.")
     threads: int = Field(description="Of the arithmetic, in each trainer.")
     numpy: str | None = Field(default=None, description="Its version.")
     tensorflow: str | None = Field(default=None, description="Its version; null for a head, which does without.")

@@ -62,6 +62,11 @@ def job_backbone_choice(job_id: JobId) -> str:
     return f"jobs/{job_id}/backbone_choice.json"
 
 
+def job_engine(job_id: JobId) -> str:
+    """The engine that runs the job's trunks, in all its attempts (`EngineChoice`), created only if absent."""
+    return f"jobs/{job_id}/engine.json"
+
+
 def attempts_prefix(job_id: JobId) -> str:
     return f"jobs/{job_id}/attempts/"
 
@@ -163,6 +168,12 @@ def trunk_artefact(trunk_id: TrunkId, file_name: str) -> str:
     return f"trunks/{trunk_id}/{file_name}"
 
 
+def trunk_engine(trunk_id: TrunkId, kind: str) -> str:
+    """The engine that was measured to be the best (`EngineChoice`), created only if absent. `kind` names the device and
+    the versions of the libraries."""
+    return f"trunks/{trunk_id}/engines/{kind}.json"
+
+
 def features_prefix(trunk_id: TrunkId) -> str:
     return f"features/{trunk_id}/"
 
@@ -202,6 +213,31 @@ def model_manifest(model_name: str, version: int) -> str:
 def model_deletion(model_name: str, version: int) -> str:
     """`VersionDeletion`: the version was deleted by a user and is no longer shown or served."""
     return f"models/{model_name}/v{version}/deleted.json"
+
+
+def model_exports(model_name: str, version: int) -> str:
+    """Prefix of a version's exports."""
+    return f"models/{model_name}/v{version}/exports/"
+
+
+def model_export(model_name: str, version: int, export_format: str) -> str:
+    """`ExportManifest`, written after its archive."""
+    return f"{model_exports(model_name, version)}{export_format}.json"
+
+
+def model_export_archive(model_name: str, version: int, export_format: str, sha256: str) -> str:
+    """An archive, named by its content: builders that run at a time cannot overwrite each other's."""
+    return f"{model_exports(model_name, version)}{export_format}-{sha256[:16]}.zip"
+
+
+def model_export_failures(model_name: str, version: int, export_format: str) -> str:
+    """Prefix of what became of builds that left no archive."""
+    return f"{model_exports(model_name, version)}{export_format}-failures/"
+
+
+def model_export_failure(model_name: str, version: int, export_format: str, build: int) -> str:
+    """`ExportFailure`, created only if absent. Keys sort by build."""
+    return f"{model_export_failures(model_name, version, export_format)}{build:06d}.json"
 
 
 def model_aliases(model_name: str) -> str:

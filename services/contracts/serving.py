@@ -43,6 +43,7 @@ class ReplicaScale(StoredContract):
     min_replicas: int = 1
     max_replicas: int = 1
     num_cpus: float = Field(default=0.1, description="Logical CPUs that a replica reserves.")
+    num_gpus: float = Field(default=0, description="GPUs that it reserves, e.g. 0.5; 0 for none.")
     threads: int = Field(default=0, description="That compute in a replica; 0 for one per core of its node.")
 
 

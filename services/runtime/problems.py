@@ -54,6 +54,7 @@ PROBLEM_KINDS: Mapping[str, ProblemKind] = {
     "label_unknown": ProblemKind(422, "The model has no such label"),
     "parent_unusable": ProblemKind(422, "The parent version cannot be trained on"),
     "weights_unusable": ProblemKind(422, "The weights cannot be used"),
+    "export_failed": ProblemKind(409, "The export could not be built"),
     "unavailable": ProblemKind(503, "Not available at the moment"),
     "object_store_unavailable": ProblemKind(503, "The object store is not available at the moment"),
     "database_unavailable": ProblemKind(503, "The database is not available at the moment"),

@@ -73,6 +73,11 @@ class Settings(BaseSettings):
     serve_replica_cpus: float = Field(
         default=0.1, ge=0, description="Logical CPUs of its node that a replica reserves."
     )
+    serve_replica_gpus: float = Field(
+        default=0,
+        ge=0,
+        description="GPUs of its node that a replica reserves, e.g. 0.5; with 0 it runs on CPUs.",
+    )
     serve_replica_threads: int = Field(
         default=0, ge=0, description="Threads that compute in a replica; 0 for one per core of its node."
     )
@@ -252,6 +257,7 @@ class Settings(BaseSettings):
             min_replicas=self.serve_min_replicas,
             max_replicas=self.serve_max_replicas,
             num_cpus=self.serve_replica_cpus,
+            num_gpus=self.serve_replica_gpus,
             threads=self.serve_replica_threads,
         )
 

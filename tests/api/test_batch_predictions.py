@@ -21,7 +21,7 @@ from services.contracts.jobs import (
     StageTiming,
 )
 from services.runtime.auth import Scope, create_key
-from services.training.batch_predictions import operations
+from services.training import downloads
 from services.training.ray_api import RayStatus
 from tests.servers.fake_ray import FakeRay
 from tests.servers.training import PlayedAttempt, TrainingGateway, problem, training_gateway
@@ -306,10 +306,10 @@ async def test_an_empty_list_is_an_empty_download(flowers: TrainingGateway, labe
 
 async def test_large_results_come_whole(flowers: TrainingGateway) -> None:
     job_id = (await flowers.prediction())["id"]
-    lines = b"".join(b'{"path":"%08d.jpg"}\n' % number for number in range(3 * operations.CHUNK_BYTES // 24))
+    lines = b"".join(b'{"path":"%08d.jpg"}\n' % number for number in range(3 * downloads.CHUNK_BYTES // 24))
     (await flowers.attempt(job_id)).predict({"predictions.jsonl": lines})
     await flowers.job_in(job_id, "succeeded")
-    assert len(lines) > 2 * operations.CHUNK_BYTES
+    assert len(lines) > 2 * downloads.CHUNK_BYTES
     assert (await flowers.client.get(f"{ROOT}/{job_id}/results")).content == lines
 
 

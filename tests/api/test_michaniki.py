@@ -17,7 +17,7 @@ from services.contracts.jobs import EpochMetrics, FailureClass, JobEventType, Jo
 from services.runtime.auth import Scope, create_key
 from services.runtime.objects import open_store
 from services.runtime.settings import Settings
-from services.training.batch_predictions.operations import CHUNK_BYTES
+from services.training.downloads import CHUNK_BYTES
 from services.training.jobs import queries as job_queries
 from tests.servers.platform import Platform, running_platform
 from tests.servers.serve_fake import REJECTED

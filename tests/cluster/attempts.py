@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx2
 
+from ray_cluster.vision.engines import Engine, load_engine
 from services.contracts import names
 from services.contracts.base import utc_now
 from services.contracts.batch_predictions import BatchPredictionSpec, BatchResult
@@ -31,7 +32,7 @@ from services.contracts.jobs import (
     StageTiming,
     TrainingJobSpec,
 )
-from services.contracts.models import ModelManifest
+from services.contracts.models import EngineChoice, ModelManifest, TrunkManifest
 from services.runtime.objects import ObjectStore, open_store
 from tests.servers.ray_environment import ROOT
 from tests.servers.ray_local import LocalRay
@@ -147,6 +148,11 @@ class Attempts:
         assert outcome is not None, self.log(job, attempt)
         assert outcome.predicted is not None, outcome.failure
         return outcome.predicted
+
+    def engine(self, job: JobId, trunk: TrunkManifest) -> Engine:
+        """What ran the trunk in the job."""
+        chosen = EngineChoice.model_validate_json(self.store.get(names.job_engine(job)))
+        return load_engine(self.store, trunk, chosen.engine)
 
     def records(self, job: JobId, attempt: int = 1) -> list[ProgressRecord]:
         prefix = names.attempt_progress_prefix(job, attempt)

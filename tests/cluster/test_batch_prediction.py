@@ -9,7 +9,6 @@ import pytest
 
 from ray_cluster.serve.classifier import Answer, Classifier, Question
 from ray_cluster.serve.model_tails import TailKey, load_tail
-from ray_cluster.vision.engines import load_engine
 from services.contracts.batch_predictions import BatchResult, LabelledImage
 from services.contracts.ids import JobId
 from services.contracts.jobs import FailureClass, JobEventType, Stage
@@ -73,7 +72,7 @@ def test_the_labels_are_those_of_serving_to_the_bit(
 ) -> None:
     model = attempts.model(undisturbed)
     tail = load_tail(attempts.store, model.trunk, TailKey(model.model_name, model.version))
-    served = Classifier([load_engine(attempts.store, model.trunk)], model.trunk.image_size)
+    served = Classifier([attempts.engine(labelling, model.trunk)], model.trunk.image_size)
     images = labelled(attempts, attempts.predicted(labelling))
     answers = served.answer([Question((drawings / path).read_bytes(), tail, 5) for path in images])
     assert all(isinstance(answer, Answer) for answer in answers)

@@ -17,13 +17,13 @@ from PIL import Image
 from ray_cluster.serve.classifier import Answer, Classifier, Question
 from ray_cluster.serve.explainer import Explainer, WhyQuestion
 from ray_cluster.serve.model_tails import LabelledTail, TailKey, load_tail
-from ray_cluster.vision.engines import load_engine
 from services.contracts.ids import JobId
 from services.contracts.jobs import TRAINING_STAGES, JobEventType, Stage
 from services.contracts.models import ModelManifest
 from services.contracts.serving import ReplicaExplanation, ReplicaPrediction, trunk_route
 from services.training.reconciler.serve_applications import ServeTarget, desired_config
 from tests.cluster.attempts import Attempts, wait_until
+from tests.cluster.exports import check_exports
 from tests.servers.ray_local import LocalRay
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -89,7 +89,7 @@ def test_the_top_blocks_are_trained_and_published(attempts: Attempts, undisturbe
 def test_what_is_served_is_what_was_evaluated(attempts: Attempts, textures: Path, undisturbed: JobId) -> None:
     model = attempts.model(undisturbed)
     tail = load_tail(attempts.store, model.trunk, TailKey(model.model_name, model.version))
-    classifier = Classifier([load_engine(attempts.store, model.trunk)], model.trunk.image_size)
+    classifier = Classifier([attempts.engine(undisturbed, model.trunk)], model.trunk.image_size)
     for line in lines_of(attempts, model)[::5]:
         image = (textures / line["path"]).read_bytes()
         check_explained(attempts, model, tail, classifier, image, line)
@@ -121,6 +121,17 @@ def test_a_batch_prediction_labels_as_was_evaluated(attempts: Attempts, textures
     assert images.keys() == evaluated.keys()
     for path, predictions in images.items():
         assert [{"label": each["label"], "probability": each["probability"]} for each in predictions] == evaluated[path]
+
+
+def evaluated(attempts: Attempts, model: ModelManifest, textures: Path, step: int) -> dict[Path, list[dict]]:
+    return {textures / line["path"]: line["predictions"] for line in lines_of(attempts, model)[::step]}
+
+
+def test_every_export_says_what_was_evaluated(
+    attempts: Attempts, textures: Path, undisturbed: JobId, tmp_path: Path
+) -> None:
+    model = attempts.model(undisturbed)
+    check_exports(attempts.store, model, evaluated(attempts, model, textures, 5), tmp_path)
 
 
 def test_serve_runs_it_on_an_application_of_its_trunk(
@@ -200,14 +211,16 @@ def find_leader(attempts: Attempts, job: JobId) -> int:
     return int(done.stdout.splitlines()[-1])
 
 
-def test_the_whole_network_is_trained_and_served_alike(attempts: Attempts, textures: Path) -> None:
+def test_the_whole_network_is_trained_served_and_exported_alike(
+    attempts: Attempts, textures: Path, tmp_path: Path
+) -> None:
     spec = {**SPEC, "fine_tuning": {**FINE_TUNING, "epochs": 2}}
     job = attempts.accept(textures, "whole", train="all", **spec)
     assert attempts.run(job) == 0, attempts.log(job)
     model = attempts.model(job)
     assert (model.trunk.cut, model.trunk.artefacts, model.tail_kind) == ("input", {}, "network")
     tail = load_tail(attempts.store, model.trunk, TailKey(model.model_name, model.version))
-    classifier = Classifier([load_engine(attempts.store, model.trunk)], model.trunk.image_size)
+    classifier = Classifier([attempts.engine(job, model.trunk)], model.trunk.image_size)
     for line in lines_of(attempts, model)[::9]:
         image = (textures / line["path"]).read_bytes()
         check_explained(attempts, model, tail, classifier, image, line)
@@ -215,3 +228,4 @@ def test_the_whole_network_is_trained_and_served_alike(attempts: Attempts, textu
         assert isinstance(answer, Answer)
         answered = [each.model_dump(include={"label", "probability"}) for each in answer.predictions]
         assert answered == line["predictions"]
+    check_exports(attempts.store, model, evaluated(attempts, model, textures, 9), tmp_path)

@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from ray_cluster.vision.engines import load_engine
+from ray_cluster.vision.engines.choice import choose
 from ray_cluster.vision.images import decode
 from ray_cluster.vision.tails import Tail
 from services.contracts.backbones import BackboneName
@@ -83,7 +84,8 @@ class Served:
     def expected(self, model: str, image: bytes) -> np.ndarray:
         """The probabilities without any server: engine, then tail."""
         pixels_HWC = decode(image, self.trunk.image_size)
-        features_BD = load_engine(self.store, self.trunk).features(pixels_HWC[np.newaxis])
+        engine = choose(self.store, [self.trunk]).engine  # what the replica found
+        features_BD = load_engine(self.store, self.trunk, engine).features(pixels_HWC[np.newaxis])
         return self.tails[model].probabilities(features_BD)[0]
 
 

@@ -1,8 +1,10 @@
 """The gateway and its reconciler on a real Ray cluster: the Jobs API and the Serve API as Ray really answers."""
 
+import io
 import os
 import signal
 import socket
+import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -95,12 +97,12 @@ async def test_what_ray_answers(ray: HttpRayApi) -> None:
     assert await status() is RayStatus.STOPPED
 
 
-async def test_a_job_whose_driver_is_killed_is_trained_published_and_deployed(
+async def test_a_job_whose_driver_is_killed_is_trained_published_deployed_and_exported(
     gateway: TrainingGateway, ray: HttpRayApi
 ) -> None:
     job_id = await accept(gateway)
     await job_in(gateway, job_id, "preparing", "training")
-    victim = await eventually(lambda: driver_of(job_id), 60)
+    victim = await eventually(lambda: driver_of("ray_cluster.train.attempt", job_id), 60)
     os.kill(victim, signal.SIGKILL)
     done = await job_in(gateway, job_id, "succeeded", "failed")
     assert done["state"] == "succeeded", (done, (await gateway.client.get(f"/v1/training-jobs/{job_id}/logs")).text)
@@ -126,13 +128,35 @@ async def test_a_job_whose_driver_is_killed_is_trained_published_and_deployed(
     async with httpx2.AsyncClient(trust_env=False, timeout=60) as client:
         response = await client.post(url, params={"model": "tints", "version": 1, "top_k": 1}, content=image)
     assert response.json()["predictions"][0]["label"] == "red"
+    await check_export(gateway)
 
 
-async def driver_of(job_id: str) -> int | None:
-    """The process id of the job's driver."""
+async def check_export(gateway: TrainingGateway) -> None:
+    """A build that is killed is followed by another, which leaves the archive."""
+    route = "/v1/models/tints/versions/1/export?format=tflite"
+    assert (await gateway.client.get(route)).json()["build"] == 1
+    os.kill(await eventually(lambda: driver_of("ray_cluster.export.build", gateway.store.uri), 60), signal.SIGKILL)
+    builds: set[int] = set()
+
+    async def archive() -> bytes | None:
+        response = await gateway.client.get(route)
+        if response.status_code == 202:
+            builds.add(response.json()["build"])
+            return None
+        assert response.status_code == 200, response.text
+        return response.content
+
+    with zipfile.ZipFile(io.BytesIO(await eventually(archive, JOB_PATIENCE_S))) as found:
+        assert found.testzip() is None
+        assert found.read("labels.txt") == b"blue\nred\n"
+    assert max(builds) == 2
+
+
+async def driver_of(module: str, argument: str) -> int | None:
+    """The process id of the driver that runs the module with this argument."""
     for process in psutil.process_iter(["cmdline"]):
         command = process.info["cmdline"] or []
-        if "ray_cluster.train.attempt" in command and job_id in command:
+        if module in command and argument in command:
             return process.pid
     return None
 
@@ -145,4 +169,4 @@ async def test_a_job_is_cancelled_while_it_runs(gateway: TrainingGateway, ray: H
     job = await ray.job(f"{job_id}-a1")
     assert job is not None
     assert job.status in (RayStatus.STOPPED, RayStatus.FAILED)
-    assert await driver_of(job_id) is None
+    assert await driver_of("ray_cluster.train.attempt", job_id) is None

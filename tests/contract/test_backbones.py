@@ -23,7 +23,8 @@ from ray_cluster.vision.activation_maps import Mapped, MappedNetwork
 from ray_cluster.vision.after_pooling import output_and_gradient
 from ray_cluster.vision.backbones import ARCHITECTURES, build_network, top_layer
 from ray_cluster.vision.drawing.scenes import Pose, draw_scene
-from ray_cluster.vision.engines import Engine, load_engine, read_flatbuffer
+from ray_cluster.vision.engines import KINDS, Engine, load_engine, read_flatbuffer
+from ray_cluster.vision.engines.tensorflow_graph import TensorFlowEngine
 from ray_cluster.vision.network_tails import NetworkTail
 from ray_cluster.vision.pooled_graphs import read_pooled_graph
 from ray_cluster.vision.tails import Tail
@@ -38,7 +39,7 @@ from services.runtime.objects import ObjectStore, open_store
 
 CLASSES = 7
 TOLERANCE = 5e-4
-"""Largest difference between LiteRT's and Keras' features, as a share of the largest feature."""
+"""Largest difference between any engine's and Keras' features, as a share of the largest feature."""
 
 _apps = keras.applications
 PREPROCESS_INPUT: dict[BackboneName, Callable[[np.ndarray], np.ndarray]] = {
@@ -99,10 +100,18 @@ class Case:
     store: ObjectStore
     recipe: TrunkRecipe
     trunk: TrunkManifest
-    engine: Engine
+    engines: dict[str, Engine]
+    bare: keras.Model
+    """The same network without its top, of other weights."""
     keras_features_BD: np.ndarray
     keras_logits_BK: np.ndarray
     """What `keras.applications` computes, by its own preprocessing."""
+
+
+def load_engines(store: ObjectStore, trunk: TrunkManifest) -> dict[str, Engine]:
+    """All that run here; one where they would all give the pixels."""
+    on_cpu = [name for name, kind in KINDS.items() if not kind.on_gpu]
+    return {name: load_engine(store, trunk, name) for name in (on_cpu[:1] if trunk.is_identity else on_cpu)}
 
 
 def preprocessed(backbone: BackboneName, images_BHWC: np.ndarray) -> np.ndarray:
@@ -135,7 +144,10 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         store,
         recipe,
         trunk,
-        load_engine(store, trunk),
+        load_engines(store, trunk)
+        # The one for GPUs with its batches, but on the CPU.
+        | {"tensorflow_gpu": TensorFlowEngine(store.get(trunk.artefacts["tensorflow"].key), image_size, batch_size=4)},
+        build_network(backbone, image_size, None),
         keras_features_BD=np.asarray(features).reshape(len(images_BHWC), -1),
         keras_logits_BK=np.asarray(logits),
     )
@@ -144,7 +156,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_the_table_of_facts_is_true(case: Case) -> None:
     facts = BACKBONES[case.backbone]
-    assert case.trunk.feature_dim == facts.feature_dim == case.engine.feature_dim
+    assert case.trunk.feature_dim == facts.feature_dim
     assert case.keras_features_BD.shape == (len(case.images_BHWC), facts.feature_dim)
 
 
@@ -163,18 +175,22 @@ def test_the_table_of_costs_is_true(case: Case) -> None:
 
 def test_features_are_those_of_keras(case: Case) -> None:
     expected_BD = case.keras_features_BD
-    actual_BD = case.engine.features(case.images_BHWC)
-    assert actual_BD.dtype == np.float32
     scale = np.abs(expected_BD).max()
     assert expected_BD.std(axis=0).max() > 0.05 * scale, "the pictures all look the same to this network"
-    np.testing.assert_allclose(actual_BD, expected_BD, rtol=0, atol=TOLERANCE * scale)
+    for name, engine in case.engines.items():
+        actual_BD = engine.features(case.images_BHWC)
+        assert (actual_BD.dtype, actual_BD.shape[1]) == (np.float32, engine.feature_dim)
+        np.testing.assert_allclose(actual_BD, expected_BD, rtol=0, atol=TOLERANCE * scale, err_msg=name)
 
 
 def test_an_image_alone_has_the_same_features_bit_for_bit(case: Case) -> None:
-    together_BD = case.engine.features(case.images_BHWC)
-    alone_BD = case.engine.features(case.images_BHWC[1:2])
-    assert alone_BD.tobytes() == together_BD[1:2].tobytes()
-    assert load_engine(case.store, case.trunk).features(case.images_BHWC).tobytes() == together_BD.tobytes()
+    for name, engine in case.engines.items():
+        together_BD = engine.features(case.images_BHWC)
+        alone_BD = engine.features(case.images_BHWC[1:2])
+        assert alone_BD.tobytes() == together_BD[1:2].tobytes(), name
+    for name in ("litert", "onnx"):
+        again_BD = load_engine(case.store, case.trunk, name).features(case.images_BHWC)
+        assert again_BD.tobytes() == case.engines[name].features(case.images_BHWC).tobytes(), name
 
 
 def test_the_pretrained_top_gives_keras_predictions(case: Case) -> None:
@@ -183,7 +199,7 @@ def test_the_pretrained_top_gives_keras_predictions(case: Case) -> None:
     logits_BK = case.keras_logits_BK
     scale = np.abs(logits_BK).max()
     np.testing.assert_allclose(
-        top.logits(case.engine.features(case.images_BHWC)), logits_BK, rtol=0, atol=5 * TOLERANCE * scale
+        top.logits(case.engines["litert"].features(case.images_BHWC)), logits_BK, rtol=0, atol=5 * TOLERANCE * scale
     )
 
 
@@ -199,7 +215,7 @@ def test_the_map_before_the_pooling_makes_the_features(case: Case) -> None:
     assert case.trunk.top is not None
     flatbuffer, top = read_flatbuffer(case.store, case.trunk), Tail.from_bytes(case.store.get(case.trunk.top.key))
     network = MappedNetwork(flatbuffer)
-    mapped, expected_D = network.run(case.images_BHWC[1:2]), case.engine.features(case.images_BHWC[1:2])[0]
+    mapped, expected_D = network.run(case.images_BHWC[1:2]), case.engines["litert"].features(case.images_BHWC[1:2])[0]
     for found_D in (mapped.output_D, after_the_map(flatbuffer, mapped)):
         np.testing.assert_allclose(found_D, expected_D, rtol=0, atol=TOLERANCE * np.abs(expected_D).max())
     logits_K = top.logits(expected_D[np.newaxis])[0]
@@ -216,11 +232,10 @@ def test_the_trunk_is_found_again_and_not_built_twice(case: Case) -> None:
 
 
 def test_weights_without_top_in_the_current_format_give_the_same_features(case: Case, tmp_path: Path) -> None:
-    bare = build_network(case.backbone, case.image_size, None)
     top_weights = len([layer for layer in case.network.layers if layer.weights][-1].weights)
-    bare.set_weights(case.network.get_weights()[:-top_weights])
+    case.bare.set_weights(case.network.get_weights()[:-top_weights])
     path = tmp_path / "no_top.weights.h5"
-    bare.save_weights(path)
+    case.bare.save_weights(path)
     loaded = load_network(case.backbone, case.image_size, path)
     assert loaded.top is None
     actual_BD = np.asarray(loaded.network(preprocessed(case.backbone, case.images_BHWC), training=False))
@@ -231,12 +246,11 @@ def test_weights_without_top_in_the_current_format_give_the_same_features(case: 
 def test_the_table_of_blocks_is_true(case: Case) -> None:
     names = blocks.block_names(case.backbone, case.network)
     assert len(names) == BACKBONES[case.backbone].block_count
-    bare = build_network(case.backbone, case.image_size, None)
-    assert blocks.block_names(case.backbone, bare) == names
+    assert blocks.block_names(case.backbone, case.bare) == names
     for count in range(1, len(names)):
-        block = blocks.cut_name(case.backbone, bare, f"top_blocks:{count}")
+        block = blocks.cut_name(case.backbone, case.bare, f"top_blocks:{count}")
         assert block == names[-count]
-        assert blocks.flat_size(blocks.cut_tensor(case.backbone, bare, block)) > 0
+        assert blocks.flat_size(blocks.cut_tensor(case.backbone, case.bare, block)) > 0
 
 
 ONE_OF_EACH_PREPROCESSING = {BackboneName.REKINDLE_TINY, BackboneName.RESNET50, BackboneName.EFFICIENTNET_V2_B0}
@@ -256,13 +270,15 @@ def test_cut_anywhere_the_parts_together_are_the_whole_network(case: Case) -> No
         assert trunk.feature_dim == math.prod(trunk.feature_shape)
         assert case.trunk.top is not None
         network = export_tail(load_upper(case.store, trunk), Tail.from_bytes(case.store.get(case.trunk.top.key)))
-        tail, features_BD = NetworkTail(network.flatbuffer), load_engine(case.store, trunk).features(case.images_BHWC)
+        tail = NetworkTail(network.flatbuffer)
         assert (tail.feature_dim, tail.class_count) == (trunk.feature_dim, CLASSES)
-        assert features_BD.astype(trunk.feature_dtype).astype(np.float32).tobytes() == features_BD.tobytes()
         logits_BK = case.keras_logits_BK
         tolerance = (5 if trunk.is_identity else 20) * TOLERANCE * np.abs(logits_BK).max()
-        np.testing.assert_allclose(tail.logits(features_BD), logits_BK, rtol=0, atol=tolerance)
-        assert tail.logits(features_BD[1:2]).tobytes() == tail.logits(features_BD)[1:2].tobytes()
+        for name, engine in load_engines(case.store, trunk).items():
+            features_BD = engine.features(case.images_BHWC)
+            assert features_BD.astype(trunk.feature_dtype).astype(np.float32).tobytes() == features_BD.tobytes(), name
+            np.testing.assert_allclose(tail.logits(features_BD), logits_BK, rtol=0, atol=tolerance, err_msg=name)
+            assert tail.logits(features_BD[1:2]).tobytes() == tail.logits(features_BD)[1:2].tobytes(), name
         mapped = MappedNetwork(network.flatbuffer).run(features_BD[1:2])
         for found_K in (mapped.output_D, after_the_map(network.flatbuffer, mapped)):
             np.testing.assert_allclose(found_K, tail.logits(features_BD[1:2])[0], rtol=0, atol=tolerance)

@@ -173,13 +173,26 @@ class GarbageBucket:
         made = make_manifest(version, model_name, job_id=job, attempt=2, trunk=trunk)
         manifest = made.model_copy(update={"tail": tail, "predictions": report})
         self.put(names.model_manifest(model_name, version), manifest.model_dump_json().encode(), garbage=False)
+        for key in self.exports(manifest):
+            self.put(key, b"an export", garbage=False)
         return manifest
+
+    @staticmethod
+    def exports(manifest: ModelManifest) -> set[str]:
+        """The keys of an export of it, and of a build that failed before."""
+        version = (manifest.model_name, manifest.version)
+        return {
+            names.model_export(*version, "onnx"),
+            names.model_export_archive(*version, "onnx", "0" * 64),
+            names.model_export_failure(*version, "onnx", 1),
+        }
 
     def delete(self, manifest: ModelManifest, ago: timedelta = LONG_AGO, *, garbage: bool = True) -> None:
         """The version was deleted; `garbage`: its objects go."""
         deletion = VersionDeletion(deleted_at=self.now - ago).model_dump_json().encode()
         self.put(names.model_deletion(manifest.model_name, manifest.version), deletion, garbage=False)
         refs = {ref.key for ref in (manifest.tail, manifest.predictions) if ref is not None}
+        refs |= self.exports(manifest)
         if garbage:
             self.kept -= refs
             self.garbage |= refs

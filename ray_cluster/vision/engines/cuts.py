@@ -20,6 +20,7 @@ class HalfPrecisionEngine:
         self.name = engine.name
         self.version = engine.version
         self.feature_dim = engine.feature_dim
+        self.batch_size = engine.batch_size
 
     def features(self, images_BHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """See `Engine.features`."""
@@ -32,6 +33,7 @@ class PixelEngine:
 
     name = "pixels"
     version = "1"
+    batch_size = 1
 
     def __init__(self, image_size: int) -> None:
         self._image_shape = (image_size, image_size, 3)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert.interpreter import Interpreter
 
+from ray_cluster.vision.engines.kinds import LITERT
 from services.contracts.errors import CorruptObject
 
 
@@ -21,8 +22,9 @@ class LiteRTEngine:
     gains nothing on a CPU, and an image's features then cannot depend on its neighbours.
     """
 
-    name = "litert"
+    name = LITERT
     version = version("ai-edge-litert")
+    batch_size = 1
 
     def __init__(self, flatbuffer: bytes, threads: int = 1) -> None:
         """Raises `CorruptObject` when the bytes are not such a model."""

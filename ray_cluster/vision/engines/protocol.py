@@ -18,17 +18,22 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """The engine's name, a key of `TrunkManifest.artefacts`, e.g. `litert`."""
+        """The engine's name, e.g. `litert`; see `kinds`."""
         ...
 
     @property
     def version(self) -> str:
-        """Version of the engine's library."""
+        """Version of the engine's library, and of a GPU its name."""
         ...
 
     @property
     def feature_dim(self) -> int:
         """D."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """How many images it had best be given at a time; more or fewer give the same features."""
         ...
 
     def features(self, images_BHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

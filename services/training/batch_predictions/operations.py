@@ -1,18 +1,16 @@
 """What can be done with batch predictions. One is in the bucket and in the database before it is answered."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
-from services.contracts.base import ObjectRef, utc_now
+from services.contracts.base import utc_now
 from services.contracts.batch_predictions import BatchPredictionSpec, BatchResult, DatasetFiles
 from services.contracts.datasets import PrefixSource
-from services.contracts.errors import Conflict, CorruptObject, NotFound
+from services.contracts.errors import Conflict
 from services.contracts.ids import JobId, new_batch_prediction_id
 from services.contracts.jobs import BatchPrediction, JobKind, JobRecord, JobState
 from services.contracts.pages import Page
 from services.runtime.auth import Principal
-from services.runtime.objects import ObjectStore, open_store
+from services.runtime.objects import open_store
 from services.runtime.settings import check_source_allowed
 from services.training.batch_predictions import queries
 from services.training.context import Training
@@ -21,7 +19,6 @@ from services.training.idempotency import IdempotentRequest, reserve_id
 from services.training.jobs import operations as job_operations
 
 CREATE_ROUTE = "POST /v1/batch-predictions"
-CHUNK_BYTES = 1024 * 1024
 
 
 async def create(
@@ -103,14 +100,6 @@ async def logs(training: Training, job_id: str, attempt: int | None) -> str:
 # --- results --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Download:
-    """A file of the results, on its way from the bucket."""
-
-    ref: ObjectRef
-    chunks: AsyncIterator[bytes]
-
-
 async def get_result(training: Training, job_id: str) -> BatchResult:
     """What it made. Raises `NotFound`, and `Conflict` while there is nothing."""
     found = await get(training, job_id)
@@ -127,28 +116,3 @@ async def get_result(training: Training, job_id: str) -> BatchResult:
 
 def _ended(found: BatchPrediction) -> str:
     return f"failed ({found.failure.message})" if found.failure is not None else f"been {found.state.value}"
-
-
-async def download(training: Training, ref: ObjectRef) -> Download:
-    """Begins to read a file of the results; memory stays bounded.
-
-    Raises:
-        NotFound: it was removed from the bucket.
-        CorruptObject: it is not the one that was made.
-        ObjectStoreUnavailable: try again.
-    """
-    store = training.store
-    info = await asyncio.to_thread(store.head, ref.key)
-    if info is None:
-        raise NotFound(f"{ref.key} is no longer in the bucket", {"key": ref.key})
-    if info.size_bytes != ref.size_bytes:
-        raise CorruptObject(f"{ref.key} has {info.size_bytes} bytes, its record says {ref.size_bytes}")
-    first = await asyncio.to_thread(store.get_range, ref.key, 0, CHUNK_BYTES)
-    return Download(ref, _chunks(store, ref, first))
-
-
-async def _chunks(store: ObjectStore, ref: ObjectRef, first: bytes) -> AsyncIterator[bytes]:
-    """Once it has begun, an error can only break the response off, and its length tells the client."""
-    yield first
-    for start in range(CHUNK_BYTES, ref.size_bytes, CHUNK_BYTES):
-        yield await asyncio.to_thread(store.get_range, ref.key, start, CHUNK_BYTES)

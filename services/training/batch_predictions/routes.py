@@ -27,6 +27,7 @@ from services.runtime.problems import problem_responses
 from services.training.batch_predictions import operations
 from services.training.context import IdempotencyKey, Predictor, Training, TrainingContext
 from services.training.cursors import DEFAULT_PAGE_SIZE, Cursor, Limit
+from services.training.downloads import download
 from services.training.jobs.sse import MAX_SEQ, After, LastEventId, last_seen, sent_events
 
 TAG = ("batch-predictions", "Labels for every image of a prefix or a dataset, each exactly once, whatever dies.")
@@ -134,14 +135,9 @@ async def get_batch_prediction_quarantine(
 
 
 async def _streamed(training: Training, ref: ObjectRef) -> StreamingResponse:
-    found = await operations.download(training, ref)
-    name = ref.key.rpartition("/")[2]
-    headers = {
-        "content-length": str(ref.size_bytes),
-        "content-disposition": f'attachment; filename="{name}"',
-        "etag": f'"{ref.sha256}"',
-    }
-    return StreamingResponse(found.chunks, media_type=CSV if name.endswith(".csv") else JSONL, headers=headers)
+    found, name = await download(training.store, ref), ref.key.rpartition("/")[2]
+    media_type = CSV if name.endswith(".csv") else JSONL
+    return StreamingResponse(found.chunks, media_type=media_type, headers=found.headers(name))
 
 
 @router.get(

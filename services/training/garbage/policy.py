@@ -216,7 +216,7 @@ def _results(jobs: Iterable[SeenJob]) -> frozenset[str]:
 
 def _keys_of(manifest: ModelManifest) -> list[str]:
     trunk = manifest.trunk
-    refs = [manifest.tail, manifest.tail_weights, manifest.predictions, trunk.top, trunk.upper]
+    refs = [manifest.tail, manifest.tail_weights, manifest.predictions, trunk.top, trunk.upper, trunk.network]
     refs += trunk.artefacts.values()
     return [ref.key for ref in refs if ref is not None]
 
@@ -269,14 +269,32 @@ def in_version(
 
     Nothing goes while a job that may still publish or refer to it is unfinished.
     """
-    owners = {version.claimed_by, None if version.manifest is None else version.manifest.job_id} - {None}
-    if model.name in refs.doubtful_models or not owners or not owners <= refs.ended:
+    if not _is_settled(model, version, refs):
         return []
     deleted = is_deleted(model, version, rules)
     if deleted and not refs.is_complete:
         return []
     kind = Kind.DELETED_VERSIONS if deleted else Kind.DEAD_ATTEMPTS
     return _heap(kind, f"{model.name}/v{version.number}", _unreferred(listed, refs, rules))
+
+
+def in_exports(
+    model: SeenModel, version: SeenVersion, listed: Iterable[ObjectInfo], refs: References, rules: Rules
+) -> list[Heap]:
+    """Of a version's exports: all, once its own objects are garbage because it was deleted."""
+    is_standing = version.manifest is None or version.manifest.tail.key in refs.keys
+    if is_standing or not refs.is_complete or not _is_settled(model, version, refs):
+        return []
+    gone = [info for info in listed if rules.is_past(info.modified_at)]
+    manifests = [info for info in gone if info.key.endswith(".json")]
+    archives = [info for info in gone if not info.key.endswith(".json")]
+    return _heap(Kind.DELETED_VERSIONS, f"{model.name}/v{version.number}", archives, manifests)
+
+
+def _is_settled(model: SeenModel, version: SeenVersion, refs: References) -> bool:
+    """Whether no unfinished job may still publish or refer to the version, and nothing of the model is in doubt."""
+    owners = {version.claimed_by, None if version.manifest is None else version.manifest.job_id} - {None}
+    return model.name not in refs.doubtful_models and bool(owners) and owners <= refs.ended
 
 
 def may_be_in_use(trunk: TrunkManifest | None, refs: References) -> bool:

@@ -72,7 +72,11 @@ class Survey:
         """Of one version."""
         prefix = names.model_attempts(model.name, version.number)
         listed = [info for info in self.store.list(prefix) if _OF_ATTEMPT.fullmatch(info.key.removeprefix(prefix))]
-        return policy.in_version(model, version, listed, refs, rules)
+        exports = list(self.store.list(names.model_exports(model.name, version.number)))
+        return [
+            *policy.in_version(model, version, listed, refs, rules),
+            *policy.in_exports(model, version, exports, refs, rules),
+        ]
 
     def feature_garbage(self, trunk_id: TrunkId, refs: References, rules: Rules) -> list[Heap]:
         """Of one trunk's features."""

@@ -29,6 +29,7 @@ from services.runtime.database.tables import JobRow
 from services.training.batch_predictions import operations as batch_operations
 from services.training.context import Training
 from services.training.datasets import operations as dataset_operations
+from services.training.downloads import download
 from services.training.jobs import operations as job_operations
 from services.training.jobs import queries as job_queries
 from services.training.jobs.event_stream import POLL_S
@@ -122,8 +123,8 @@ async def read_labels(training: Training, found: BatchPrediction) -> AsyncIterat
     if found.failure is not None and failed is not None:
         raise failed(found.failure.message, found.failure.details)
     result: BatchResult = await batch_operations.get_result(training, found.id)
-    download = await batch_operations.download(training, result.predictions_jsonl)
-    return _as_answer(download.chunks)
+    labels = await download(training.store, result.predictions_jsonl)
+    return _as_answer(labels.chunks)
 
 
 async def _as_answer(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

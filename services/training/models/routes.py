@@ -1,24 +1,47 @@
 """HTTP for models."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from services.contracts.aliases import AliasChange, ModelAlias
 from services.contracts.base import ResourceName
-from services.contracts.errors import CallerError, Conflict, NotFound
+from services.contracts.errors import (
+    CallerError,
+    ClusterUnavailable,
+    Conflict,
+    ExportFailed,
+    NotFound,
+    ObjectStoreUnavailable,
+)
+from services.contracts.exports import ExportFormat, ExportStatus
 from services.contracts.models import Model, ModelVersion
 from services.contracts.pages import Page
 from services.runtime.problems import problem_responses
 from services.training.context import Reader, Trainer, TrainingContext
 from services.training.cursors import DEFAULT_PAGE_SIZE, Cursor, Limit
-from services.training.models import operations
+from services.training.models import exports, operations
 
 TAG = ("models", "Published models, their versions, and the aliases that promote and roll back.")
 
 router = APIRouter(prefix="/v1/models", tags=[TAG[0]])
 
+ARCHIVE = "application/octet-stream"
+"""A zip archive, by a name that generated clients take for bytes."""
+
 Alias = Annotated[ResourceName, Path(examples=["production"])]
+_ARCHIVE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A zip archive: the model, `labels.txt`, `model.json` and how to load it.",
+        "content": {ARCHIVE: {"schema": {"type": "string", "format": "binary"}}},
+    },
+    202: {
+        "model": ExportStatus,
+        "description": "The archive is being built: ask again.",
+        "headers": {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}},
+    },
+}
 
 
 @router.get("", summary="List models, newest first")
@@ -69,6 +92,36 @@ async def delete_model_version(training: TrainingContext, _principal: Trainer, m
     A version that an alias refers to stays, whether it answers or is only scored.
     """
     await operations.delete_version(training, model_name, version)
+
+
+@router.get(
+    "/{model_name}/versions/{version}/export",
+    summary="Download a version for other programs",
+    response_class=StreamingResponse,
+    responses={
+        **_ARCHIVE,
+        **problem_responses(NotFound, ExportFailed, ClusterUnavailable, ObjectStoreUnavailable),
+    },
+)
+async def export_model_version(
+    training: TrainingContext,
+    _principal: Reader,
+    model_name: str,
+    version: int,
+    format: Annotated[ExportFormat, Query(description="Of the model in the archive.")],
+) -> Response:
+    """One archive with all that a program needs to classify images as Rekindle does, without Rekindle.
+
+    The first time that a format is asked for, the archive is built on the cluster, which takes up to some minutes and
+    is answered with 202. It is kept as long as the version. `ETag` is the archive's SHA-256. A build that failed is
+    answered with what was wrong for a minute; then whoever asks starts another.
+    """
+    found = await exports.export(training, model_name, version, format)
+    if isinstance(found, ExportStatus):
+        headers = {"Retry-After": str(found.retry_after_s)}
+        return JSONResponse(found.model_dump(mode="json"), 202, headers)
+    headers = found.headers(exports.archive_name(model_name, version, format))
+    return StreamingResponse(found.chunks, media_type=ARCHIVE, headers=headers)
 
 
 @router.put(

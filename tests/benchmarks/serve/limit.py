@@ -7,6 +7,7 @@ import numpy as np
 
 from ray_cluster.vision import images
 from ray_cluster.vision.engines import load_engine
+from ray_cluster.vision.engines.choice import choose
 from services.contracts.models import TrunkManifest
 from services.runtime.objects import open_store
 from tests.benchmarks.rates import rate_of
@@ -16,8 +17,8 @@ from tests.servers.published import random_tail
 
 def predict_rate(bucket: Path, trunk_json: str, files: Sequence[Path]) -> float:
     """From files' bytes to probabilities, one image after the other, in this process."""
-    trunk = TrunkManifest.model_validate_json(trunk_json)
-    engine = load_engine(open_store(bucket.as_uri()), trunk, threads=1)
+    trunk, store = TrunkManifest.model_validate_json(trunk_json), open_store(bucket.as_uri())
+    engine = load_engine(store, trunk, choose(store, [trunk]).engine, threads=1)
     tail = random_tail(trunk.feature_dim, CLASSES, 0)
     contents = [file.read_bytes() for file in files]
 

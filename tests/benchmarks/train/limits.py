@@ -4,6 +4,7 @@ Array axes: N image, H height, W width, C channel.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from ray_cluster.vision import images
 from ray_cluster.vision.engines import load_engine
+from ray_cluster.vision.engines.choice import contenders
 from services.contracts.jobs import Stage
 from services.contracts.models import TrunkManifest
 from services.runtime.objects import open_store
@@ -38,7 +40,9 @@ class LimitsPair:
         trunks = [path.read_text() for path in bucket.glob("trunks/*/trunk.json")]
         (trunk_json,) = [each for each in trunks if TrunkManifest.model_validate_json(each).cut == "pooled"]
         files = sorted(path for path in self._bench.images.folder.rglob("*") if path.is_file())[:SAMPLE]
-        self._forward.append(on_every_core(forward_rate, bucket, trunk_json, files))
+        engines = contenders([TrunkManifest.model_validate_json(trunk_json)], gpu=False)
+        rates = [on_every_core(partial(forward_rate, name), bucket, trunk_json, files) for name in engines]
+        self._forward.append(max(rates))
         self._decode.append(on_every_core(decode_rate, bucket, trunk_json, files))
 
     def finding(self) -> Finding:
@@ -47,7 +51,11 @@ class LimitsPair:
         rates = ("images per second", median(self._pass), median(forward), median(decode), median(both))
         return Finding(
             [
-                Figure("share_of_limit", _share(self._pass, forward), "feature pass / the engine's forward pass alone"),
+                Figure(
+                    "share_of_limit",
+                    _share(self._pass, forward),
+                    "feature pass / the fastest engine alone",
+                ),
                 Figure("share_of_decode_limit", _share(self._pass, decode), "feature pass / decoding alone"),
                 Figure("share_of_joint_limit", _share(self._pass, both), "feature pass / decoding, then forward pass"),
             ],
@@ -62,10 +70,10 @@ class LimitsPair:
         )
 
 
-def forward_rate(bucket: Path, trunk_json: str, files: Sequence[Path]) -> float:
-    """Of the fastest engine."""
+def forward_rate(engine_name: str, bucket: Path, trunk_json: str, files: Sequence[Path]) -> float:
+    """Of an engine."""
     trunk = TrunkManifest.model_validate_json(trunk_json)
-    engine = load_engine(open_store(bucket.as_uri()), trunk, threads=1)
+    engine = load_engine(open_store(bucket.as_uri()), trunk, engine_name, threads=1)
     images_NHWC = np.stack([images.decode(file.read_bytes(), trunk.image_size) for file in files])
     return rate_of(lambda n: engine.features(images_NHWC[n : n + 1]), len(files))
 

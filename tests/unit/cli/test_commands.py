@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from typer.testing import CliRunner
 
+from services.cli.export import find_version
 from services.cli.main import COMMANDS, app
 from services.cli.predict import IMAGES_PER_REQUEST
 from services.cli.sources import find_images, name_of, resource_name
@@ -42,7 +43,7 @@ def test_every_command_explains_itself(command: str) -> None:
 
 
 @pytest.mark.parametrize("module", [
-    "main", "train", "predict", "explain", "label", "labels", "datasets", "jobs", "receipt", "models", "cost",
+    "main", "train", "predict", "explain", "label", "labels", "export", "datasets", "jobs", "receipt", "models", "cost",
 ])  # fmt: skip
 def test_clients_commands_import_nothing_of_the_server(module: str) -> None:
     program = f"import sys, services.cli.{module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
@@ -63,6 +64,8 @@ def test_clients_commands_import_nothing_of_the_server(module: str) -> None:
         ["label", "m"],
         ["label", "m", "s3://b/x/", "--detach", "--output", "x.csv"],
         ["labels", "download", "pred_1"],
+        ["export", "m"],
+        ["export", "m", "--format", "pickle"],
         ["jobs", "show"],
     ],
 )
@@ -169,3 +172,27 @@ def test_images_to_label_are_a_uri_a_folder_or_a_dataset(tmp_path: Path) -> None
 
 def test_a_request_has_no_more_images_than_the_server_takes() -> None:
     assert Settings.model_fields["max_images_per_request"].default >= IMAGES_PER_REQUEST
+
+
+MODEL = {
+    "name": "flowers",
+    "latest_version": 7,
+    "labels": ["rose"],
+    "accuracy": 0.9,
+    "aliases": [
+        {"alias": "production", "version": 3, "split": None, "shadow": None, "updated_at": "2026-01-01T00:00:00Z"}
+    ],
+    "created_at": "2026-01-01T00:00:00Z",
+    "updated_at": "2026-01-01T00:00:00Z",
+}
+
+
+@pytest.mark.parametrize(("named", "version"), [("flowers", 7), ("flowers@production", 3), ("flowers:2", 2)])
+def test_an_export_is_of_the_version_that_is_named(named: str, version: int) -> None:
+    with Rekindle("http://server", http=httpx2.MockTransport(lambda _: httpx2.Response(200, json=MODEL))) as client:
+        assert find_version(client, named) == ("flowers", version)
+        with pytest.raises(NotFound, match="its aliases are production"):
+            find_version(client, "flowers@nowhere")
+        for wrong in ("flowers@", "flowers:0", "flowers:1@x", ""):
+            with pytest.raises(ValueError, match="names no model"):
+                find_version(client, wrong)

@@ -17,7 +17,7 @@ from ray_cluster.train.dispatch import Parallelism
 from ray_cluster.train.reporter import Reporter
 from ray_cluster.vision.tails import Tail
 from services.contracts import names
-from services.contracts.base import utc_now
+from services.contracts.base import ObjectRef, utc_now
 from services.contracts.batch_predictions import BatchPredictionSpec
 from services.contracts.datasets import PrefixSource
 from services.contracts.ids import JobId
@@ -32,11 +32,12 @@ SIZE = 8
 
 
 class MeanColour:
-    """An engine: each image's mean red, green and blue."""
+    """An engine: each image's mean red, green and blue. It wants two images at a time."""
 
     name = "mean"
     version = "1"
     feature_dim = 3
+    batch_size = 2
 
     def features(self, images_BHWC: np.ndarray) -> np.ndarray:
         return images_BHWC.mean(axis=(1, 2)).astype(np.float32)
@@ -86,7 +87,9 @@ def label_all(store: ObjectStore, source: ObjectStore, snapshot: Snapshot, top_k
 
 def context_of(store: ObjectStore, source: ObjectStore, *, version: int = 1, attempt: int = 1) -> AttemptContext:
     """Of an attempt that labels the source with the version 1 of the model `colours`, or with one that is not there."""
-    publish(store, made_up_trunk(3), "colours", 1, TAIL, list(COLOURS))
+    # An artefact that is never read: the tests bring their own engine.
+    never_read = {"litert": ObjectRef(key="x", sha256="0" * 64, size_bytes=1)}
+    publish(store, made_up_trunk(3).model_copy(update={"artefacts": never_read}), "colours", 1, TAIL, list(COLOURS))
     record = JobRecord(
         job_id=JOB,
         kind=JobKind.PREDICT,

@@ -27,12 +27,12 @@ def test_the_import_path_names_the_builder() -> None:
 
 
 def test_serve_validates_the_arguments_and_replicas_get_all_of_them() -> None:
-    deployment = deployment_of(num_cpus=2, max_ongoing_requests=7, max_queued_requests=9)
-    assert deployment.ray_actor_options == {"num_cpus": 2.0}
+    deployment = deployment_of(num_cpus=2, num_gpus=0.5, max_ongoing_requests=7, max_queued_requests=9)
+    assert deployment.ray_actor_options == {"num_cpus": 2.0, "num_gpus": 0.5}
     assert (deployment.max_ongoing_requests, deployment.max_queued_requests) == (7, 9)
     (given,) = deployment.init_args
     expected = TrunkApplicationArgs.model_validate(
-        {**ARGS, "num_cpus": 2, "max_ongoing_requests": 7, "max_queued_requests": 9}
+        {**ARGS, "num_cpus": 2, "num_gpus": 0.5, "max_ongoing_requests": 7, "max_queued_requests": 9}
     )
     assert TrunkApplicationArgs.model_validate(given) == expected
     with pytest.raises(ValidationError):

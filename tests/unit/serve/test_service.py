@@ -54,6 +54,7 @@ class MeanColour:
     name = "mean"
     version = "1"
     feature_dim = FEATURES
+    batch_size = 1
 
     def __init__(self) -> None:
         self.batches: list[int] = []

@@ -10,6 +10,7 @@ from ray_cluster.train.capacity import CapacityWatch
 from ray_cluster.train.choose_stage import run_choose
 from ray_cluster.train.context import AttemptContext
 from ray_cluster.train.dispatch import Parallelism
+from ray_cluster.train.job_engine import PendingEngine
 from ray_cluster.train.reporter import Reporter
 from ray_cluster.train.work import Span
 from services.contracts import names
@@ -18,6 +19,7 @@ from services.contracts.datasets import DatasetManifest, PreflightReport
 from services.contracts.errors import ObjectStoreUnavailable, WeightsUnusable
 from services.contracts.ids import DatasetId, JobId
 from services.contracts.jobs import (
+    BackboneChoice,
     JobEventType,
     JobKind,
     JobRecord,
@@ -65,7 +67,7 @@ def told(context: AttemptContext) -> list[ProgressRecord]:
 def test_a_choice_that_was_made_is_kept_and_told_again(context: AttemptContext, tmp_path: Path) -> None:
     context.store.put(names.job_backbone_choice(JOB), CHOICE.model_dump_json().encode())
     asked = spec(tmp_path)
-    assert run_choose(context, asked, "file:///nowhere", MANIFEST) == CHOICE
+    assert chosen(context, asked) == CHOICE
     *_, ended, warned = told(context)
     timing = StageTiming.model_validate(ended.data)
     assert (timing.skipped, timing.backbone_choice) == (True, CHOICE)
@@ -74,6 +76,10 @@ def test_a_choice_that_was_made_is_kept_and_told_again(context: AttemptContext, 
     taken = asked.with_backbone(CHOICE.chosen)
     assert (taken.backbone, taken.weights, taken.image_size) == ("rekindle_tiny", "bundled", 32)
     assert TrainingJobSpec.model_validate(taken.model_dump()) == taken
+
+
+def chosen(context: AttemptContext, asked: TrainingJobSpec) -> BackboneChoice:
+    return run_choose(context, asked, "file:///nowhere", MANIFEST, PendingEngine(context, Stage.CHOOSE))
 
 
 class TaskFails:
@@ -92,10 +98,10 @@ def test_where_no_candidate_can_be_had_the_job_says_why_of_each(
     context: AttemptContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(WeightsUnusable, match=r"none of the 2 candidates .* rekindle_tiny: .*; resnet50: there is no"):
-        run_choose(context, spec(tmp_path), "file:///nowhere", MANIFEST)
+        chosen(context, spec(tmp_path))
     monkeypatch.setattr(stages, "PendingTrunk", lambda *_: TaskFails(WeightsUnusable("the file does not fit")))
     with pytest.raises(WeightsUnusable, match="resnet50: the file does not fit"):
-        run_choose(context, spec(tmp_path), "file:///nowhere", MANIFEST)
+        chosen(context, spec(tmp_path))
     assert context.store.head(names.job_backbone_choice(JOB)) is None
 
 
@@ -104,4 +110,4 @@ def test_a_store_that_does_not_answer_leaves_no_candidate_out(
 ) -> None:
     monkeypatch.setattr(stages, "PendingTrunk", lambda *_: TaskFails(ObjectStoreUnavailable("no answer")))
     with pytest.raises(ObjectStoreUnavailable):
-        run_choose(context, spec(tmp_path), "file:///nowhere", MANIFEST)
+        chosen(context, spec(tmp_path))

@@ -105,7 +105,7 @@ def test_the_hash_is_of_the_weights(network: TrainedNetwork) -> None:
 class Large:
     """An engine with features that half precision cannot hold."""
 
-    name, version, feature_dim = "large", "1", 3
+    name, version, feature_dim, batch_size = "large", "1", 3, 1
 
     def features(self, images_BHWC: np.ndarray) -> np.ndarray:
         return np.tile(np.array([1e6, -1e6, 1 / 3], np.float32), (len(images_BHWC), 1))

@@ -1,22 +1,18 @@
-"""Finding trunks, and the engines that run them, against a folder. A trunk here is a real one, of random weights."""
+"""Finding trunks, against a folder. A trunk here is a real one, of random weights."""
 
 import hashlib
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from ray_cluster.vision import trunks, weight_files
 from ray_cluster.vision.backbones import build_network
-from ray_cluster.vision.engines import load_engine
-from ray_cluster.vision.tails import Tail
 from ray_cluster.vision.trunk_builder import build_trunk
-from ray_cluster.vision.verified import reference
 from services.contracts import names
 from services.contracts.backbones import BackboneName
-from services.contracts.errors import CorruptObject, WeightsUnusable
+from services.contracts.errors import WeightsUnusable
 from services.contracts.jobs import WeightsUri
-from services.contracts.models import TrunkManifest, TrunkRecipe
+from services.contracts.models import TrunkRecipe
 from services.runtime.objects import ObjectStore, open_store
 
 TINY = BackboneName.REKINDLE_TINY
@@ -110,63 +106,3 @@ def test_weights_that_are_not_there_are_refused(store: ObjectStore, tmp_path: Pa
         trunks.resolve_recipe(recipe_of(WeightsUri(uri=uri)))
     with pytest.raises(WeightsUnusable, match=name):
         build_trunk(store, recipe_of(WeightsUri(uri=uri, sha256="0" * 64)))
-
-
-# --- engines --------------------------------------------------------------------------------------------------------
-
-
-def test_an_engine_maps_pixels_to_features(store: ObjectStore, weights: WeightsUri) -> None:
-    trunk = build_trunk(store, recipe_of(weights))
-    engine = load_engine(store, trunk)
-    assert (engine.name, engine.feature_dim) == ("litert", 128)
-    images_BHWC = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
-    features_BD = engine.features(images_BHWC)
-    assert features_BD.shape == (5, 128)
-    assert np.isfinite(features_BD).all()
-    assert engine.features(images_BHWC[:0]).shape == (0, 128)
-    assert trunk.top is not None
-    assert Tail.from_bytes(store.get(trunk.top.key)).probabilities(features_BD).shape == (5, 3)
-
-
-@pytest.mark.parametrize(
-    "images_BHWC",
-    [np.zeros((1, 33, 32, 3), np.uint8), np.zeros((1, 32, 32, 3), np.float32), np.zeros((32, 32, 3), np.uint8)],
-)
-def test_images_that_do_not_fit_are_refused(store: ObjectStore, weights: WeightsUri, images_BHWC: np.ndarray) -> None:
-    engine = load_engine(store, build_trunk(store, recipe_of(weights)))
-    with pytest.raises(ValueError, match="do not fit"):
-        engine.features(images_BHWC)
-
-
-def test_an_artefact_that_was_changed_is_corrupt(store: ObjectStore, weights: WeightsUri) -> None:
-    trunk = build_trunk(store, recipe_of(weights))
-    key = trunk.artefacts["litert"].key
-    data = bytearray(store.get(key))
-    data[len(data) // 2] ^= 1
-    store.put(key, bytes(data))
-    with pytest.raises(CorruptObject, match=r"trunk-.*\.tflite"):
-        load_engine(store, trunk)
-
-
-def test_an_artefact_that_is_no_model_is_corrupt(store: ObjectStore, weights: WeightsUri) -> None:
-    trunk = build_trunk(store, recipe_of(weights))
-    junk = b"junk" * 100
-    store.put("junk", junk)
-    with pytest.raises(CorruptObject):
-        load_engine(store, with_artefact(trunk, "junk", junk))
-
-
-def test_an_artefact_of_another_width_is_corrupt(store: ObjectStore, weights: WeightsUri) -> None:
-    trunk = build_trunk(store, recipe_of(weights))
-    with pytest.raises(CorruptObject, match="gives 128 features"):
-        load_engine(store, trunk.model_copy(update={"feature_dim": 64}))
-
-
-def test_a_trunk_without_an_artefact_for_this_machine_says_so(store: ObjectStore, weights: WeightsUri) -> None:
-    trunk = build_trunk(store, recipe_of(weights))
-    with pytest.raises(CorruptObject, match="no artefact"):
-        load_engine(store, trunk.model_copy(update={"artefacts": {}}))
-
-
-def with_artefact(trunk: TrunkManifest, key: str, data: bytes) -> TrunkManifest:
-    return trunk.model_copy(update={"artefacts": {"litert": reference(key, data)}})

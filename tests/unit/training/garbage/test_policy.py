@@ -209,6 +209,7 @@ def tell(bucket: GarbageBucket, stories: Iterable[Story]) -> tuple[Known, set[st
             manifest = bucket.version(job, version, name)
             if story.fate == "published" or story.damage in ("model.json", "deleted.json"):
                 sacred |= {ref.key for ref in (manifest.tail, manifest.predictions) if ref is not None}
+                sacred |= bucket.exports(manifest)
             if story.fate.startswith("deleted"):
                 bucket.delete(manifest, GRACE / 2 if story.fate == "deleted recently" else LONG_AGO)
             if story.fate in ("deleted recently", "deleted and aliased"):
@@ -224,7 +225,8 @@ def tell(bucket: GarbageBucket, stories: Iterable[Story]) -> tuple[Known, set[st
             unfinished.add(job)
         if story.known_unfinished or story.ended != LONG_AGO:
             sacred |= {key for key in bucket.listed() if key.startswith(folders)}
-    records = {key for key in bucket.listed() if key.endswith(".json") and "/checkpoints/" not in key}
+    made = ("/checkpoints/", "/exports/")
+    records = {key for key in bucket.listed() if key.endswith(".json") and not any(each in key for each in made)}
     return Known(unfinished_jobs=frozenset(unfinished)), sacred | records
 
 

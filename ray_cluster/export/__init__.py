@@ -1,0 +1,1 @@
+"""Versions as archives for other programs: one Ray job builds one archive."""
