@@ -20,6 +20,7 @@ from ray_cluster.train.probe import ProbeScore
 from ray_cluster.train.work import Done
 from ray_cluster.vision.engines import engine_id
 from services.contracts import names
+from services.contracts.backbones import multiply_adds
 from services.contracts.datasets import DatasetManifest
 from services.contracts.errors import NotFound, WeightsUnusable
 from services.contracts.ids import JobId, TrunkId
@@ -62,6 +63,8 @@ def _choose(
 ) -> BackboneChoice:
     candidates = _build(context, stage, spec)
     trunks = list({each.trunk.trunk_id: each.trunk for each in candidates.built}.values())
+    # The engine is measured on the last: the cheapest, which the rule prefers.
+    trunks.sort(key=lambda trunk: multiply_adds(trunk.backbone, trunk.image_size), reverse=True)
     chosen_engine = engine.wait(trunks)
     stage.spans += engine.spans
     sample = probe_sample.sample(manifest, spec.seed)

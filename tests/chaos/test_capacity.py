@@ -21,8 +21,7 @@ ON_DEMAND_AFTER_S = 12
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayNodes]:
     """Without a spot node, and with one that is not."""
-    # Runs in several buckets are compared, so what is measured in each must not choose the engine.
-    with ray_nodes(spots=0, env={"REKINDLE_TRUNK_ENGINE": "litert"}) as cluster:
+    with ray_nodes(spots=0) as cluster:
         cluster.add_node(market="on-demand")
         yield cluster
 

@@ -318,7 +318,9 @@ def ray_nodes(
     temp_dir = Path(tempfile.mkdtemp(prefix="rk-", dir="/tmp"))
     gcs, dashboard = free_ports(2)
     address = {"RAY_ADDRESS": f"{HEAD_IP}:{gcs}"}
-    environment = {**ray_environment(), **(env or {}), **address}
+    # Runs in several buckets are compared, so what is measured in each must not choose the engine.
+    engine = {"REKINDLE_TRUNK_ENGINE": "litert"}
+    environment = {**ray_environment(), **engine, **(env or {}), **address}
     cluster = RayNodes(environment, temp_dir, gcs, dashboard, persistent_head, head_options=head_options or {})
     try:
         cluster.start_head()
