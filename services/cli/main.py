@@ -29,6 +29,7 @@ COMMANDS = {
     "restore": "services.cli.restore",
     "gc": "services.cli.gc",
     "cost": "services.cli.cost",
+    "doctor": "services.cli.doctor",
 }
 """Modules with `app`, a Typer of one command or several."""
 

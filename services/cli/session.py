@@ -13,6 +13,7 @@ from rich.text import Text
 
 from services.cli.settings import CliSettings
 from services.client import Rekindle
+from services.client.client import DEFAULT_PATIENCE_S
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
@@ -25,12 +26,12 @@ class GlobalOptions:
     api_key: str | None = None
 
 
-def client_of(context: typer.Context) -> Rekindle:
+def client_of(context: typer.Context, patience_s: float = DEFAULT_PATIENCE_S) -> Rekindle:
     """A client of the server that the options or the environment name, closed when the command ends."""
     options = context.find_object(GlobalOptions) or GlobalOptions()
     settings = CliSettings()
     key = options.api_key or (settings.api_key.get_secret_value() if settings.api_key is not None else None)
-    client = Rekindle(options.url or settings.url, key)
+    client = Rekindle(options.url or settings.url, key, patience_s=patience_s)
     context.call_on_close(client.close)
     return client
 

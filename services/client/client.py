@@ -10,12 +10,14 @@ import httpx2
 from services.client.batch_predictions import BatchPredictions
 from services.client.datasets import Datasets
 from services.client.explanations import ExplainedPicture, explain, explain_picture
+from services.client.health import ServerHealth, health, readiness
 from services.client.models import Models
 from services.client.prediction_stream import StreamedImage, predict_each
 from services.client.predictions import predict
 from services.client.training_jobs import TrainingJobs
 from services.client.transport import Patience, Transport
 from services.contracts.explanations import Explanation
+from services.contracts.health import Readiness
 from services.contracts.predictions import PredictResponse
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -59,6 +61,14 @@ class Rekindle:
     def close(self) -> None:
         """Closes the connections."""
         self._transport.close()
+
+    def health(self) -> ServerHealth:
+        """That the server answers, how soon, and its release."""
+        return health(self._transport)
+
+    def readiness(self) -> Readiness:
+        """What the server reaches. An `ApiError` with `details["failed"]` where it reaches too little for requests."""
+        return readiness(self._transport)
 
     def predict(
         self,

@@ -109,7 +109,7 @@ class Transport:
             ApiError: the server answered with a problem.
             Unreachable: no answer within the client's patience.
         """
-        return self._parsed(parse, self.respond(method, path, query=query, body=body, files=files))
+        return self.parsed(parse, self.respond(method, path, query=query, body=body, files=files))
 
     def respond(
         self,
@@ -155,7 +155,7 @@ class Transport:
         """As `download`, from a path that answers 202 while there is nothing yet; then what it says, and no file. None:
         the file is there."""
         response = self._download(path, file, query)
-        return self._parsed(parse, response) if response.status_code == ACCEPTED else None
+        return self.parsed(parse, response) if response.status_code == ACCEPTED else None
 
     def _download(self, path: str, file: Path, query: Query) -> httpx2.Response:
         part = file.with_name(f".{file.name}.part")
@@ -246,7 +246,8 @@ class Transport:
         reason = str(error) or type(error).__name__
         return Unreachable(f"{self.base_url} does not answer ({reason}): is Rekindle running there? Try `rekindle up`")
 
-    def _parsed(self, parse: TypeAdapter[Parsed], response: httpx2.Response) -> Parsed:
+    def parsed(self, parse: TypeAdapter[Parsed], response: httpx2.Response) -> Parsed:
+        """The answer's JSON. Raises `ApiError` where that is of another form."""
         try:
             return parse.validate_json(response.content or b"null")
         except ValidationError as error:

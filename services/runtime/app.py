@@ -3,16 +3,16 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import structlog
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel, Field
 from starlette.types import ASGIApp
 
 from services.contracts.errors import RekindleError, RetryLater
+from services.contracts.health import Health, Readiness
 from services.runtime.auth import KeyVerifier, has_keys
 from services.runtime.database import Database
 from services.runtime.middleware import RequestContext
@@ -32,22 +32,6 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 class StartRefused(RuntimeError):
     """The process must not serve with these settings. The message says what to change."""
-
-
-class Health(BaseModel):
-    """The process runs."""
-
-    status: Literal["ok"] = "ok"
-
-
-class Readiness(BaseModel):
-    """The process can answer requests."""
-
-    status: Literal["ready"] = "ready"
-    checks: list[str]
-    unavailable: dict[str, str] = Field(
-        default_factory=dict, description="What cannot be reached though most requests do without it, and why."
-    )
 
 
 class _Gateway(FastAPI):
@@ -106,7 +90,9 @@ def create_app(
     app.state.database = database
     app.state.key_verifier = KeyVerifier(database) if settings.api_keys_required else None
     install_problem_handlers(app)
-    app.include_router(_operations_router({"database": database.ping, **(readiness or {})}, dependencies or {}))
+    app.include_router(
+        _operations_router(version, {"database": database.ping, **(readiness or {})}, dependencies or {})
+    )
     for router in routers:
         app.include_router(router)
     _describe(app, keys_required=settings.api_keys_required)
@@ -138,13 +124,15 @@ def _lifespan(settings: Settings, database: Database, inner: Lifespan | None) ->
 # --- health and metrics ---------------------------------------------------------------------------------------------
 
 
-def _operations_router(checks: Mapping[str, ReadinessCheck], dependencies: Mapping[str, ReadinessCheck]) -> APIRouter:
+def _operations_router(
+    release: str, checks: Mapping[str, ReadinessCheck], dependencies: Mapping[str, ReadinessCheck]
+) -> APIRouter:
     router = APIRouter(tags=[OPERATIONS_TAG])
 
     @router.get("/healthz", summary="Whether the process runs")
     async def get_health() -> Health:
         """Answers as long as the process does, whatever else is down."""
-        return Health()
+        return Health(release=release)
 
     @router.get("/readyz", summary="Whether requests can be answered", responses=problem_responses(RetryLater))
     async def get_readiness() -> Readiness:

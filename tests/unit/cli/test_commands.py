@@ -44,6 +44,7 @@ def test_every_command_explains_itself(command: str) -> None:
 
 @pytest.mark.parametrize("module", [
     "main", "train", "predict", "explain", "label", "labels", "export", "datasets", "jobs", "receipt", "models", "cost",
+    "doctor",
 ])  # fmt: skip
 def test_clients_commands_import_nothing_of_the_server(module: str) -> None:
     program = f"import sys, services.cli.{module}; print(*{{name.partition('.')[0] for name in sys.modules}})"

@@ -172,7 +172,7 @@ async def test_a_route_may_have_a_limit_of_its_own(client: httpx2.AsyncClient) -
 
 
 async def test_a_ready_gateway_says_what_it_looked_at(client: httpx2.AsyncClient) -> None:
-    assert (await client.get("/healthz")).json() == {"status": "ok"}
+    assert (await client.get("/healthz")).json() == {"status": "ok", "release": "1"}
     answer = await client.get("/readyz")
     assert answer.status_code == 200
     assert answer.json()["checks"] == ["database"]
