@@ -9,8 +9,8 @@ import yaml
 from botocore.exceptions import BotoCoreError, ClientError
 
 from deploy.aws import account
-from deploy.aws.cluster import CLUSTER_ENV, GATEWAY_CONTAINER, GATEWAY_ENV, render, start_gateway
-from deploy.aws.environment import cluster_environment, env_file, gateway_environment
+from deploy.aws.cluster import CLUSTER_ENV, GATEWAY_CONTAINER, GATEWAY_ENV, GATEWAY_TLS, render, start_gateway
+from deploy.aws.environment import TLS_FILES, cluster_environment, env_file, gateway_environment
 from deploy.aws.groups import Groups
 from deploy.aws.home import Home
 from deploy.aws.launch import LaunchFailed, copy_to_head, ray_down, ray_up, run_on_head
@@ -44,10 +44,12 @@ def up(settings_file: SettingsFile, state: State = DEFAULT_STATE) -> None:
         address = ray_up(home.cluster_yaml)
         # Not among the YAML's file mounts: workers get those, and the database's password is the head's alone.
         copy_to_head(home.cluster_yaml, home.gateway_env, GATEWAY_ENV)
+        for file, name in zip(settings.tls_files or (), TLS_FILES, strict=False):
+            copy_to_head(home.cluster_yaml, file, f"{GATEWAY_TLS}/{name}")
         run_on_head(home.cluster_yaml, start_gateway(settings, restore=database_url is None))
     except (account.AccountUnusable, LaunchFailed, ClientError, BotoCoreError, ValueError) as error:
         _fail(str(error))
-    typer.echo(f"the gateway is at http://{address}:{settings.api_port}; python -m deploy.aws key makes a key for it")
+    typer.echo(f"the gateway is at {settings.api_url.format(address)}; python -m deploy.aws key makes a key for it")
 
 
 @app.command("render")

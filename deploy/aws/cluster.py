@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from deploy.aws.environment import DASHBOARD_PORT, GATEWAY_HOME
+from deploy.aws.environment import DASHBOARD_PORT, GATEWAY_HOME, TLS_FOLDER
 from deploy.aws.node_types import HEAD_TYPE, worker_types
 from deploy.aws.settings import AwsSettings
 from ray_cluster.autoscaling.aws import FallbackProvider
@@ -14,6 +14,7 @@ GATEWAY_CONTAINER = "rekindle-gateway"
 CLUSTER_FOLDER = "/etc/rekindle"
 CLUSTER_ENV = "cluster.env"
 GATEWAY_ENV = "/tmp/rekindle/gateway.env"  # noqa: S108 - where Ray mirrors it on the head, readable by its owner only
+GATEWAY_TLS = "/tmp/rekindle/tls"  # noqa: S108 - as above
 _OPEN_FILES = 65536
 _WATCHER = "python -m ray_cluster.spot.watcher"
 
@@ -159,7 +160,8 @@ def start_gateway(settings: AwsSettings, *, restore: bool) -> str:
     what is missing and changes nothing else; what cannot be read is told and does not keep the gateway from starting.
     """
     env = on_host(settings, GATEWAY_ENV)
-    shared = f"--network host --env-file {env} --volume rekindle-home:{GATEWAY_HOME}"
+    tls = f" --volume {on_host(settings, GATEWAY_TLS)}:{TLS_FOLDER}:ro" if settings.tls_files else ""
+    shared = f"--network host --env-file {env} --volume rekindle-home:{GATEWAY_HOME}{tls}"
     image = settings.gateway_image
     login = ecr_login(settings)
     rebuild = f"docker run --rm {shared} {image} rekindle restore --yes || echo 'restore is incomplete, see above'"

@@ -8,6 +8,9 @@ from services.local.ray_head import CLUSTER_ENVIRONMENT
 DASHBOARD_PORT = 8265
 SERVE_PORT = 8000
 GATEWAY_HOME = "/var/lib/rekindle"
+TLS_FOLDER = "/etc/rekindle/tls"
+"""In the gateway's container."""
+TLS_FILES = ("certificate.pem", "key.pem")
 
 
 def cluster_environment(settings: AwsSettings, ray_token: str) -> dict[str, str]:
@@ -25,10 +28,13 @@ def cluster_environment(settings: AwsSettings, ray_token: str) -> dict[str, str]
 def gateway_environment(settings: AwsSettings, ray_token: str, database_url: str | None) -> dict[str, str]:
     """Of the gateway's container. Without a database URL it keeps SQLite on the head's disk."""
     database = {"REKINDLE_DATABASE_URL": database_url} if database_url else {}
+    certificate, key = (f"{TLS_FOLDER}/{name}" for name in TLS_FILES)
+    tls = {"REKINDLE_TLS_CERTIFICATE": certificate, "REKINDLE_TLS_KEY": key} if settings.tls_files else {}
     return {
         "REKINDLE_LOG_FORMAT": "json",
         **settings.gateway,
         **database,
+        **tls,
         "REKINDLE_HOME": GATEWAY_HOME,
         "REKINDLE_BUCKET": settings.bucket,
         "REKINDLE_ALLOWED_SOURCES": ",".join((settings.bucket, *settings.sources)),

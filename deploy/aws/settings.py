@@ -21,6 +21,8 @@ SET_HERE = {
     "REKINDLE_SERVE_PORT",
     "REKINDLE_HOST",
     "REKINDLE_PORT",
+    "REKINDLE_TLS_CERTIFICATE",
+    "REKINDLE_TLS_KEY",
     "REKINDLE_REQUIRE_API_KEYS",
     "REKINDLE_ALLOW_LOCAL_SOURCES",
     "REKINDLE_ALLOWED_SOURCES",
@@ -69,6 +71,11 @@ class AwsSettings(BaseModel):
     api_from: tuple[Network, ...] = Field(default=(), description="Who may reach the gateway. Unset: `ssh_from`.")
     api_port: int = Field(default=8080, ge=1024, le=65535)
 
+    tls_certificate: Path | None = Field(
+        default=None, description="PEM file on this machine: the gateway's, and those between it and its authority."
+    )
+    tls_key: Path | None = Field(default=None, description="PEM file on this machine: its private key.")
+
     ami: str = Field(pattern=r"^ami-[0-9a-f]{8,17}$", description="x86-64, with Docker, NVIDIA's driver and toolkit.")
     ssh_user: str = Field(default="ubuntu", description="Of the AMI. Its user id must be 1000.")
     gateway_image: str = Field(min_length=1)
@@ -108,11 +115,23 @@ class AwsSettings(BaseModel):
             raise ValueError(f"{', '.join(elsewhere)} is not in region {self.region}")
         if self.max_on_demand_workers > self.max_workers:
             raise ValueError(f"max_on_demand_workers is more than max_workers ({self.max_workers})")
+        if (self.tls_certificate is None) is not (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together: give both, or none")
         known = {f"{ENV_PREFIX}{name}".upper() for name in Settings.model_fields} - SET_HERE
         strange = sorted(self.gateway.keys() - known)
         if strange:
             raise ValueError(f"[gateway] {', '.join(strange)}: no setting of the gateway, or one that is set elsewhere")
         return self
+
+    @property
+    def tls_files(self) -> tuple[Path, Path] | None:
+        """Certificate and key; None for plain HTTP."""
+        return (self.tls_certificate, self.tls_key) if self.tls_certificate and self.tls_key else None
+
+    @property
+    def api_url(self) -> str:
+        """Where the gateway answers, without the host's address: `scheme://{}:port`."""
+        return f"{'https' if self.tls_files else 'http'}://{{}}:{self.api_port}"
 
     @property
     def api_networks(self) -> tuple[str, ...]:
@@ -121,7 +140,7 @@ class AwsSettings(BaseModel):
 
 
 def read_settings(path: Path) -> AwsSettings:
-    """The settings in a TOML file; a relative `ssh_private_key` is taken from the file's folder.
+    """The settings in a TOML file; relative files are taken from its folder.
 
     Raises `SettingsUnusable`.
     """
@@ -138,5 +157,12 @@ def read_settings(path: Path) -> AwsSettings:
             for each in error.errors(include_url=False)
         )
         raise SettingsUnusable(f"{path}: {wrong}") from error
-    key = path.parent / settings.ssh_private_key.expanduser()
-    return settings.model_copy(update={"ssh_private_key": key.absolute()})
+    files = {
+        name: (path.parent / file.expanduser()).absolute()
+        for name in ("ssh_private_key", "tls_certificate", "tls_key")
+        if (file := getattr(settings, name)) is not None
+    }
+    missing = [f"{name} {file}" for name, file in files.items() if name.startswith("tls_") and not file.is_file()]
+    if missing:
+        raise SettingsUnusable(f"{path}: there is no {' and no '.join(missing)}")
+    return settings.model_copy(update=files)

@@ -30,4 +30,7 @@ def up(
         say(f"ready at {url} (Ctrl-C stops it)")
         say(f"API description: {url}/docs. Try: rekindle --url {url} train FOLDER")
 
-    run_stack(Settings.model_validate(given) if given else Settings(), say, ready=ready)
+    settings = Settings.model_validate(given) if given else Settings()
+    if settings.tls is not None:
+        raise ValueError("`rekindle up` speaks plain HTTP on this machine: unset REKINDLE_TLS_CERTIFICATE and _KEY")
+    run_stack(settings, say, ready=ready)

@@ -86,6 +86,7 @@ class Gateway:
             port=port(settings),
             end_streams=parts.end_streams,
             graceful_shutdown_s=graceful_shutdown_s(settings),
+            tls=settings.tls,
         )
 
     def _build(self, settings: Settings) -> tuple[FastAPI, GatewayParts]:

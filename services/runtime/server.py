@@ -6,6 +6,8 @@ from collections.abc import Callable
 import uvicorn
 from fastapi import FastAPI
 
+from services.runtime.settings import TlsFiles
+
 STARTUP_FAILED = 3
 """Exit status, the same that uvicorn itself has for it."""
 
@@ -23,10 +25,19 @@ class GatewayServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(app: FastAPI, *, host: str, port: int, end_streams: Callable[[], None], graceful_shutdown_s: int) -> None:
+def serve(
+    app: FastAPI,
+    *,
+    host: str,
+    port: int,
+    end_streams: Callable[[], None],
+    graceful_shutdown_s: int,
+    tls: TlsFiles | None = None,
+) -> None:
     """Serves until SIGTERM or SIGINT; then requests in progress have `graceful_shutdown_s` to be answered.
 
-    Raises `SystemExit` when the application cannot start.
+    With `tls` by HTTPS (1.2 or later) and nothing else. Raises `SystemExit` when the application cannot start, with a
+    message where the certificate or its key cannot be used.
     """
     config = uvicorn.Config(
         app,
@@ -35,7 +46,13 @@ def serve(app: FastAPI, *, host: str, port: int, end_streams: Callable[[], None]
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=graceful_shutdown_s,
+        ssl_certfile=None if tls is None else tls.certificate,
+        ssl_keyfile=None if tls is None else tls.key,
     )
+    try:
+        config.load()
+    except OSError as error:  # an SSLError is one as well
+        raise SystemExit(f"REKINDLE_TLS_CERTIFICATE and REKINDLE_TLS_KEY cannot be used: {error}") from error
     server = GatewayServer(config, end_streams)
     server.run()
     if not server.started:

@@ -1,6 +1,7 @@
 """Every setting of every Rekindle process, read once from `REKINDLE_*` environment variables in each `main`."""
 
 import ipaddress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -33,6 +34,14 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files."""
+
+    certificate: Path
+    key: Path
 
 
 class Settings(BaseSettings):
@@ -91,6 +100,12 @@ class Settings(BaseSettings):
     public_url: str | None = Field(
         default=None, description="Base URL under which clients reach the API, where it differs from the address bound."
     )
+    tls_certificate: Path | None = Field(
+        default=None,
+        description="PEM file with the gateways' certificate and those between it and its authority, read when a "
+        "gateway starts. Unset: plain HTTP.",
+    )
+    tls_key: Path | None = Field(default=None, description="PEM file with the certificate's private key.")
     require_api_keys: bool | None = Field(
         default=None,
         description="Whether requests need an API key. Unset: unless the address bound is a loopback address. "
@@ -229,12 +244,21 @@ class Settings(BaseSettings):
                 f"REKINDLE_REQUIRE_API_KEYS=false with REKINDLE_HOST={self.host} would let everybody who reaches this "
                 "machine in: bind 127.0.0.1, or leave REKINDLE_REQUIRE_API_KEYS unset and create a key"
             )
+        if (self.tls_certificate is None) is not (self.tls_key is None):
+            raise ValueError("REKINDLE_TLS_CERTIFICATE and REKINDLE_TLS_KEY belong together: set both, or none")
         if self.retry_max_s < self.retry_initial_s:
             raise ValueError(
                 f"REKINDLE_RETRY_MAX_S ({self.retry_max_s}) is less than REKINDLE_RETRY_INITIAL_S "
                 f"({self.retry_initial_s})"
             )
         return self
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """Certificate and key of the gateways; None for plain HTTP."""
+        if self.tls_certificate is None or self.tls_key is None:
+            return None
+        return TlsFiles(self.tls_certificate, self.tls_key)
 
     @property
     def bucket_uri(self) -> str:

@@ -48,7 +48,10 @@ def launcher(
         'name = "rekindle"': 'name = "pets"',
         "~/.ssh/my-key.pem": "my-key.pem",
         "s3://my-bucket/rekindle": "s3://pets-data/rekindle",
+        "# tls_": "tls_",
     }
+    (tmp_path / "gateway.pem").write_text("the certificate")
+    (tmp_path / "gateway-key.pem").write_text("its key")
     for old, new in changes.items():
         assert old in example
         example = example.replace(old, new)
@@ -76,7 +79,7 @@ def test_up_a_key_and_down(launcher: Launcher, ec2: FakeEc2) -> None:
     assert head["IamInstanceProfile"]["Arn"].endswith("/rekindle-pets-head")
     names = {group["GroupName"] for group in head["SecurityGroups"]}
     assert names == {"rekindle-pets-nodes", "rekindle-pets-head"}
-    assert f"http://{head['PublicIpAddress']}:8080" in out
+    assert f"https://{head['PublicIpAddress']}:8080" in out
 
     calls = launcher.machines.calls()
     commands = [call.command for call in calls]
@@ -102,6 +105,10 @@ def test_up_a_key_and_down(launcher: Launcher, ec2: FakeEc2) -> None:
     assert f"RAY_AUTH_TOKEN={token}" in everywhere
     assert "database-secret" not in everywhere, "workers get this"
     assert "database-secret" in copied["/tmp/ray_tmp_mount/pets/tmp/rekindle/gateway.env"]
+    tls = "/tmp/ray_tmp_mount/pets/tmp/rekindle/tls"
+    assert (copied[f"{tls}/certificate.pem"], copied[f"{tls}/key.pem"]) == ("the certificate", "its key")
+    assert f"--volume {tls}:/etc/rekindle/tls:ro" in commands[starts_gateway]
+    assert "REKINDLE_TLS_KEY=/etc/rekindle/tls/key.pem" in copied["/tmp/ray_tmp_mount/pets/tmp/rekindle/gateway.env"]
     config = json.loads(copied["/tmp/ray_tmp_mount/pets/~/ray_bootstrap_config.yaml"])
     assert config["provider"]["module"] == "ray_cluster.autoscaling.aws.FallbackProvider"
     zones = ec2.subnets("us-east-1a", "us-east-1b", "us-east-1c")

@@ -41,6 +41,7 @@ def test_a_relative_key_is_beside_the_file(tmp_path: Path) -> None:
         ({"max_on_demand_workers": 9}, "more than max_workers"),
         ({"gateway": {"REKINDLE_PORT": "1"}}, "REKINDLE_PORT"),
         ({"gateway": {"REKINDLE_TYPO": "1"}}, "REKINDLE_TYPO"),
+        ({"tls_key": "key.pem"}, "belong together"),
         ({"name": "Pets"}, "pattern"),
         ({"ami": "latest"}, "pattern"),
         ({"typo": 1}, "typo"),
@@ -61,6 +62,16 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, text: str, says: st
     assert str(path) in str(refused.value)
     with pytest.raises(SettingsUnusable, match=r"cluster\.example\.toml"):
         read_settings(tmp_path / "missing.toml")
+
+
+def test_a_certificate_that_is_not_there_is_named(tmp_path: Path) -> None:
+    tls = 'tls_certificate = "gateway.pem"\ntls_key = "key.pem"\nami = '
+    (tmp_path / "c.toml").write_text(EXAMPLE.read_text().replace("ami = ", tls, 1))
+    (tmp_path / "key.pem").touch()
+    with pytest.raises(SettingsUnusable, match=r"there is no tls_certificate .*/gateway\.pem$"):
+        read_settings(tmp_path / "c.toml")
+    (tmp_path / "gateway.pem").touch()
+    assert read_settings(tmp_path / "c.toml").tls_files == (tmp_path / "gateway.pem", tmp_path / "key.pem")
 
 
 @pytest.mark.parametrize("name", SHAPES)
