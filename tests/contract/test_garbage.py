@@ -164,7 +164,8 @@ async def test_a_version_refers_to_anothers_objects(bucket: GarbageBucket) -> No
     bucket.delete(manifest)
     same = manifest.model_copy(update={"version": 2, "job_id": bucket.job(2, published=("flowers", 2))})
     bucket.put(names.model_manifest("flowers", 2), same.model_dump_json().encode(), garbage=False)
-    bucket.keep(manifest.tail.key, names.job_report(job_id(1), 2))
+    # Exports stay as long as what they were made of.
+    bucket.keep(manifest.tail.key, names.job_report(job_id(1), 2), names.model_exports("flowers", 1))
     await collected(bucket)
     assert bucket.listed() == bucket.kept
 
