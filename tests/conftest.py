@@ -32,8 +32,9 @@ END_TO_END = "e2e"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that take longest begin first; of them, those that strike come last, when less runs beside them."""
-    order = [CLUSTER, "chaos", END_TO_END, "others"]
+    """Those that take longest begin first; of them, those that strike come last, when less runs beside them. Those of a
+    whole installation are for whoever is through with the others."""
+    order = [CLUSTER, "chaos", "others", END_TO_END]
 
     def kind(item: pytest.Item) -> str:
         if item.get_closest_marker(CLUSTER) is None:
@@ -46,8 +47,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 class ByCluster(LoadScopeScheduling):
     """Where several processes share the tests out, one has all that start a Ray cluster, but for those of a whole
-    installation, which another begins with: more clusters at a time are more than two cores can bear. The others go
-    file by file, with their fixtures."""
+    installation: more clusters at a time are more than two cores can bear. The others go file by file, with their
+    fixtures."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]

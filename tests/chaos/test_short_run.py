@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 def test_nothing_is_lost_when_everything_is_struck_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "report.json"
-    short = ["--works", "1", "--jobs", "1", "--outage", "6", "--notice", "20", "--stage-wait", "1"]
+    short = ["--works", "1", "--jobs", "1", "--outage", "4", "--notice", "15", "--stage-wait", "1"]
     status = main(["--kills", str(len(Target)), "--seed", "1", *short, "--output", str(output)])
     printed = capsys.readouterr().out
     assert status == 0, printed

@@ -258,10 +258,11 @@ async def test_a_flood_for_one_model_refuses_that_model_only(served: Served) -> 
     assert [response.status_code for response in others] == [200] * 12
     refused = [response for response in flooding if response.status_code != 200]
     print(f"{len(refused)} of {len(flood)} refused")
-    assert {
-        (response.status_code, ReplicaError.model_validate_json(response.content).code) for response in refused
-    } <= {(503, "overloaded")}
-    assert all("'flowers'" in response.text for response in refused)
+    assert {response.status_code for response in refused} <= {503}
+    # Where the replica is slow, Serve's proxy refuses as well: it holds so many requests and knows no models.
+    by_replica = [response for response in refused if not response.text.startswith("Request dropped due to")]
+    assert {ReplicaError.model_validate_json(response.content).code for response in by_replica} <= {"overloaded"}
+    assert all("'flowers'" in response.text for response in by_replica)
 
 
 async def test_a_killed_replica_costs_time_and_no_answer(served: Served, gateway: httpx2.AsyncClient) -> None:
