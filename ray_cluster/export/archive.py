@@ -3,7 +3,6 @@
 Array axes: B batch, H height, W width, C channel, K class.
 """
 
-import hashlib
 import io
 import tempfile
 import zipfile
@@ -18,7 +17,7 @@ from pydantic import ValidationError
 from ray_cluster.export import formats, guide
 from ray_cluster.serve.model_tails import TailKey, load_tail
 from ray_cluster.vision.engines import load_engine
-from ray_cluster.vision.verified import reference
+from ray_cluster.vision.verified import put_by_content, put_or_adopt
 from ray_cluster.vision.whole import load_version
 from services.contracts import names
 from services.contracts.base import utc_now
@@ -43,18 +42,9 @@ def export(store: ObjectStore, model: ModelManifest, form: ExportFormat) -> Expo
     if standing is not None:
         return standing
     data = build(store, model, [form])[form]
-    sha256 = hashlib.sha256(data).hexdigest()
-    ref = reference(names.model_export_archive(name, version, form, sha256), data)
-    store.put(ref.key, data)
+    ref = put_by_content(store, lambda sha256: names.model_export_archive(name, version, form, sha256), data)
     manifest = ExportManifest(model_name=name, version=version, format=form, archive=ref, created_at=utc_now())
-    encoded = manifest.model_dump_json().encode()
-    if store.put(key, encoded, if_absent=True) is None:
-        # Somebody was faster, and then theirs counts; or it is there and its archive is not, and ours replaces it.
-        standing = _read(store, key)
-        if standing is not None:
-            return standing
-        store.put(key, encoded)
-    return manifest
+    return put_or_adopt(store, key, manifest.model_dump_json().encode(), lambda: _read(store, key)) or manifest
 
 
 def build(store: ObjectStore, model: ModelManifest, forms: Sequence[ExportFormat]) -> dict[ExportFormat, bytes]:

@@ -8,7 +8,6 @@ in the bucket, unless it was killed.
 
 import argparse
 import logging
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 import ray
 
 from ray_cluster.export.tasks import export_task
+from ray_cluster.train.driver import connect
 from ray_cluster.train.failures import classify
 from services.contracts import names
 from services.contracts.base import utc_now
@@ -42,10 +42,7 @@ class Arguments:
 def main(argv: Sequence[str] | None = None) -> int:
     """Builds the archive in the Ray cluster that RAY_ADDRESS names, and returns the exit code."""
     arguments = _parse(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stdout)
-    ray.init(address="auto", log_to_driver=True)
-    # Ray's own handler tidies up for seconds. There is nothing to tidy up.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    connect()
     store = open_store(arguments.bucket_uri)
     try:
         model = ModelManifest.model_validate_json(

@@ -9,12 +9,9 @@ not leave.
 import argparse
 import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import ray
 
 from ray_cluster.predict.prediction import predict
 from ray_cluster.train import stages, trainers
@@ -23,6 +20,7 @@ from ray_cluster.train.capacity import CapacityWatch
 from ray_cluster.train.choose_stage import run_choose
 from ray_cluster.train.context import AttemptContext
 from ray_cluster.train.dispatch import Parallelism
+from ray_cluster.train.driver import connect
 from ray_cluster.train.evaluate_stage import run_evaluate
 from ray_cluster.train.failures import classify
 from ray_cluster.train.fence import check_fence
@@ -65,10 +63,7 @@ class Arguments:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the attempt in the Ray cluster that RAY_ADDRESS names, and returns the exit code."""
     arguments = _parse(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stdout)
-    ray.init(address="auto", log_to_driver=True)
-    # Ray's own handler tidies up for seconds. There is nothing to tidy up: let `ray job stop` end us at once.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    connect()
     store = open_store(arguments.bucket_uri)
     try:
         made = run_attempt(store, arguments)

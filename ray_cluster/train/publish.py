@@ -4,7 +4,6 @@ The claim binds a version number to a job, so that an attempt after a lost one p
 not a second one, and two jobs that end together get two numbers.
 """
 
-import hashlib
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import Any
 from ray_cluster.train.fence import check_fence
 from ray_cluster.vision.network_tails import TrainedNetwork
 from ray_cluster.vision.tails import Tail
+from ray_cluster.vision.verified import reference
 from services.contracts import names
 from services.contracts.errors import NotFound
 from services.contracts.ids import JobId
@@ -108,4 +108,4 @@ def _put_tail(
 
 def _put(store: ObjectStore, key: str, data: bytes) -> ObjectRef:
     store.put(key, data)
-    return ObjectRef(key=key, sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
+    return reference(key, data)

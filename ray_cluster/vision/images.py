@@ -126,14 +126,7 @@ def decode(data: bytes, size: int) -> ImageHWC:
     A pure function of its arguments, safe to call from several threads. Raises `ImageRejected`, whose
     `details["reason"]` is a `QuarantineReason`.
     """
-    image = _open(data)
-    image.draft(image.mode, (2 * size, 2 * size))
-    _load(image)
-    orientation = _orientation(image)
-    square = _to_rgb(image).resize((size, size), Image.Resampling.BILINEAR)
-    if orientation in _TRANSPOSITIONS:  # after the resize: stretching to a square commutes with it, and is smaller
-        square = square.transpose(_TRANSPOSITIONS[orientation])
-    return np.array(square, dtype=np.uint8)
+    return _scaled(_open(data), (2 * size, 2 * size), (size, size))
 
 
 def decode_for_people(data: bytes, max_side: int) -> ImageHWC:
@@ -145,14 +138,8 @@ def decode_for_people(data: bytes, max_side: int) -> ImageHWC:
     image = _open(data)
     width, height = image.size
     scale = min(1.0, max_side / max(width, height))
-    image.draft(image.mode, (round(width * scale), round(height * scale)))
-    _load(image)
-    orientation = _orientation(image)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = _to_rgb(image).resize(size, Image.Resampling.BILINEAR)
-    if orientation in _TRANSPOSITIONS:
-        small = small.transpose(_TRANSPOSITIONS[orientation])
-    return np.array(small, dtype=np.uint8)
+    size = round(width * scale), round(height * scale)
+    return _scaled(image, size, (max(1, size[0]), max(1, size[1])))
 
 
 def view(image_HWC: ImageHWC, index: int) -> ImageHWC:
@@ -198,6 +185,17 @@ def _open(data: bytes) -> Image.Image:
     if width < 1 or height < 1:
         raise _rejected(QuarantineReason.CORRUPT, f"the image has {width} x {height} pixels")
     return image
+
+
+def _scaled(image: Image.Image, least: tuple[int, int], size: tuple[int, int]) -> ImageHWC:
+    """The image in RGB, upright, stretched to `size` before it is turned; a JPEG is decoded to `least` or larger."""
+    image.draft(image.mode, least)
+    _load(image)
+    orientation = _orientation(image)
+    scaled = _to_rgb(image).resize(size, Image.Resampling.BILINEAR)
+    if orientation in _TRANSPOSITIONS:  # after the resize: stretching commutes with it, and what it gives is smaller
+        scaled = scaled.transpose(_TRANSPOSITIONS[orientation])
+    return np.array(scaled, dtype=np.uint8)
 
 
 def _load(image: Image.Image) -> None:

@@ -4,7 +4,6 @@ process of its own, which then ends and gives the memory back.
 Array axes: B batch, H height, W width, C channel, D feature.
 """
 
-import hashlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from ray_cluster.vision.backbones import build_network, build_trunk_model, build
 from ray_cluster.vision.engines.kinds import LITERT, ONNX, TENSORFLOW
 from ray_cluster.vision.tails import Tail
 from ray_cluster.vision.trunks import read_trunk, resolve_recipe
-from ray_cluster.vision.verified import reference
+from ray_cluster.vision.verified import put_by_content, put_or_adopt
 from services.contracts import names
 from services.contracts.backbones import BACKBONES
 from services.contracts.errors import InternalError
@@ -96,15 +95,8 @@ def _write(
         preprocessing_version=recipe.preprocessing_version,
         **(_pooled if cut == blocks.POOLED else _cut_below)(store, recipe, cut, trunk_id, pretrained),
     )
-    key = names.trunk_manifest(trunk_id)
-    manifest = trunk.model_dump_json().encode()
-    if store.put(key, manifest, if_absent=True) is None:
-        # Somebody was faster, and then theirs counts; or it is there and its objects are gone, and ours replaces it.
-        theirs = read_trunk(store, trunk_id)
-        if theirs is not None:
-            return theirs
-        store.put(key, manifest)
-    return trunk
+    key, manifest = names.trunk_manifest(trunk_id), trunk.model_dump_json().encode()
+    return put_or_adopt(store, key, manifest, lambda: read_trunk(store, trunk_id)) or trunk
 
 
 def _pooled(
@@ -151,8 +143,4 @@ def _put_top(store: ObjectStore, trunk_id: TrunkId, top: Tail | None) -> ObjectR
 
 
 def _put(store: ObjectStore, trunk_id: TrunkId, stem: str, suffix: str, data: bytes) -> ObjectRef:
-    """Writes an object named by its content: two builders whose converters differ cannot overwrite each other's."""
-    name = f"{stem}-{hashlib.sha256(data).hexdigest()[:16]}.{suffix}"
-    ref = reference(names.trunk_artefact(trunk_id, name), data)
-    store.put(ref.key, data)
-    return ref
+    return put_by_content(store, lambda sha256: names.trunk_artefact(trunk_id, f"{stem}-{sha256[:16]}.{suffix}"), data)

@@ -4,20 +4,21 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 Result = TypeVar("Result")
 
 
-async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+async def unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
     """What `work` returns or raises. When the client closes its connection first, `work` is cancelled.
 
-    The request's body must have been read: what it receives from now on can only be its end.
+    The request's body must have been read: what is received from now on can only be its end.
 
     Raises:
         ClientDisconnect: the client is gone; there is nobody to answer.
     """
-    working, leaving = asyncio.create_task(work), asyncio.create_task(_left(request))
+    working, leaving = asyncio.create_task(work), asyncio.create_task(_left(receive))
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         if working.done():
@@ -29,6 +30,6 @@ async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, Resul
         await asyncio.gather(working, leaving, return_exceptions=True)
 
 
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
         continue

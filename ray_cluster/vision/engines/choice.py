@@ -19,6 +19,7 @@ from ray_cluster.vision.devices import cpu_name, gpu_name
 from ray_cluster.vision.engines import load_engine
 from ray_cluster.vision.engines.kinds import KINDS, engine_id, runnable
 from ray_cluster.vision.engines.protocol import Engine
+from ray_cluster.vision.verified import put_or_adopt
 from services.contracts import names
 from services.contracts.errors import CorruptObject, InternalError, NotFound
 from services.contracts.models import EngineChoice, TrunkManifest
@@ -84,13 +85,14 @@ def choose(store: ObjectStore, trunks: Sequence[TrunkManifest], *, gpu: bool = F
     rates = measure(_load(store, trunk, found), trunk.image_size)
     choice = EngineChoice(engine=fastest(rates), device=device, images_per_second=rates)
     _log.info("trunk %s runs on %s here: %s", trunk.trunk_id, choice.engine, rates)
-    data = choice.model_dump_json().encode()
-    if standing is None and store.put(key, data, if_absent=True) is None:
+    if standing is not None:  # of no use here, and perhaps elsewhere
+        return choice
+
+    def usable() -> EngineChoice | None:
         theirs = _read(store, key)
-        if theirs is not None and theirs.engine in found:
-            return theirs
-        store.put(key, data)  # it is damaged
-    return choice
+        return theirs if theirs is not None and theirs.engine in found else None
+
+    return put_or_adopt(store, key, choice.model_dump_json().encode(), usable) or choice
 
 
 def fastest(rates: Mapping[str, float]) -> str:

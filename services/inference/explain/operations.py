@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import structlog
 
-from services.contracts.errors import Overloaded
 from services.contracts.explanations import Explanation, ExplanationFormat
 from services.inference.explain.measures import count_explanation
 from services.inference.predict.choosing import choose
@@ -52,11 +51,7 @@ class Explainer:
         """
         deadline = asyncio.get_running_loop().time() + self.deadline_s
         served = choose(await self.resolver.resolve(choice), choice, request_id).served
-        try:
-            async with asyncio.timeout_at(deadline):
-                data = await image.read()
-        except TimeoutError as error:
-            raise Overloaded(f"{image.name!r} could not be read within {self.deadline_s:g} s: try again") from error
+        data = await image.read_until(deadline, self.deadline_s)
         started_s = time.perf_counter()
         answer = await self.replicas.explain(served, data, label, form, deadline)
         count_explanation(served, form, time.perf_counter() - started_s)

@@ -4,23 +4,9 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
 
 from services.contracts.base import ResourceName
-from services.contracts.errors import (
-    CallerError,
-    DatabaseUnavailable,
-    ImageRejected,
-    LabelUnknown,
-    ModelLoading,
-    NotFound,
-    ObjectStoreUnavailable,
-    Overloaded,
-    PayloadTooLarge,
-    SourceNotAllowed,
-    SourceUnreadable,
-    UnsupportedMediaType,
-)
+from services.contracts.errors import LabelUnknown
 from services.contracts.explanations import (
     LABEL_HEADER,
     PNG,
@@ -30,10 +16,10 @@ from services.contracts.explanations import (
     ExplanationFormat,
 )
 from services.inference.accept import prefers
+from services.inference.asking import ERRORS, Alias, Version, choice_of, invalid
 from services.inference.context import InferenceContext
 from services.inference.explain.operations import as_array
 from services.inference.predict.inputs import ENVELOPE_BYTES, FORM_FIELD, images_of
-from services.inference.predict.queries import VersionChoice
 from services.inference.predict.routes import TAG
 from services.inference.replica_answers import ExplainedMap
 from services.runtime.auth import Principal, Scope, require
@@ -94,29 +80,15 @@ def build_router(settings: Settings) -> APIRouter:
         max_body_size=settings.max_upload_bytes + ENVELOPE_BYTES,
         openapi_extra={"requestBody": _REQUEST_BODY},
         response_model=Explanation,
-        responses={200: _PICTURE}
-        | problem_responses(
-            CallerError,
-            NotFound,
-            PayloadTooLarge,
-            UnsupportedMediaType,
-            ImageRejected,
-            LabelUnknown,
-            SourceNotAllowed,
-            SourceUnreadable,
-            ModelLoading,
-            Overloaded,
-            ObjectStoreUnavailable,
-            DatabaseUnavailable,
-        ),
+        responses={200: _PICTURE} | problem_responses(*ERRORS, LabelUnknown),
     )
     async def explain(
         request: Request,
         context: InferenceContext,
         _principal: Annotated[Principal, Depends(require(Scope.PREDICT))],
         model_name: Annotated[ResourceName, Path(examples=["flowers"])],
-        version: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Default: the latest version.")] = None,
-        alias: Annotated[ResourceName | None, Query(description="Instead of `version`.")] = None,
+        version: Version = None,
+        alias: Alias = None,
         label: Annotated[
             str | None, Query(max_length=MAX_LABEL_LENGTH, description="Default: the most probable label.")
         ] = None,
@@ -134,15 +106,13 @@ def build_router(settings: Settings) -> APIRouter:
         is tried again are as for `predict`. A replica computes one explanation at a time, besides predictions; where
         many wait, the answer is 503 `overloaded` with `Retry-After`.
         """
-        if version is not None and alias is not None:
-            raise _invalid("query", "alias", "give `version` or `alias`, not both")
-        choice, request_id = VersionChoice(model_name, version, alias), request_id_of(request) or ""
+        choice, request_id = choice_of(model_name, version, alias), request_id_of(request) or ""
         async with images_of(request, context.settings, context.fetches) as images:
             if len(images) != 1:
-                raise _invalid("body", FORM_FIELD, f"send one image at a time: these are {len(images)}")
+                raise invalid("body", FORM_FIELD, f"send one image at a time: these are {len(images)}")
             form = format or _accepted(request.headers.get("accept", ""))
             explaining = context.explainer.explain(choice, images[0], label, form, request_id)
-            explained = await unless_client_leaves(request, explaining)
+            explained = await unless_client_leaves(request.receive, explaining)
         if isinstance(explained.answer, ExplainedMap):
             return as_array(explained, explained.answer)
         prediction = explained.answer.prediction
@@ -159,7 +129,3 @@ def build_router(settings: Settings) -> APIRouter:
 
 def _accepted(accept: str) -> ExplanationFormat:
     return "json" if prefers(accept, "application/json", over=PNG) else "png"
-
-
-def _invalid(part: str, field: str, message: str) -> RequestValidationError:
-    return RequestValidationError([{"type": "value_error", "loc": (part, field), "msg": message}])

@@ -1,5 +1,6 @@
 """The images of a request: a raw body, files of a form, or URIs. Nothing larger than its limit is ever held."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from services.contracts.errors import CallerError, PayloadTooLarge, UnsupportedMediaType
+from services.contracts.errors import CallerError, Overloaded, PayloadTooLarge, UnsupportedMediaType
 from services.contracts.predictions import PredictByUri
 from services.inference.predict.sources import fetch_image
 from services.runtime.settings import Settings, check_source_allowed
@@ -34,6 +35,15 @@ class ImageInput:
     """File name or URI as it was sent."""
     read: Callable[[], Awaitable[bytes]]
     """Its bytes. Raises a `CallerError` for an image that cannot be had, `ObjectStoreUnavailable` to try later."""
+
+    async def read_until(self, deadline: float, allowed_s: float) -> bytes:
+        """As `read`, and `Overloaded` at the deadline, a time of the event loop's clock, to which `allowed_s` were
+        allowed."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self.read()
+        except TimeoutError as error:
+            raise Overloaded(f"{self.name!r} could not be read within {allowed_s:g} s: try again") from error
 
 
 @asynccontextmanager

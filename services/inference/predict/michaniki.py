@@ -3,7 +3,6 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
 from starlette.datastructures import FormData, UploadFile
 
@@ -28,6 +27,7 @@ from services.contracts.michaniki import (
     MichanikiPrediction,
 )
 from services.contracts.predictions import ImagePredicted
+from services.inference.asking import invalid
 from services.inference.context import InferenceContext
 from services.inference.predict.inputs import ENVELOPE_BYTES, RAW_NAME, ImageInput, read_form
 from services.inference.predict.queries import VersionChoice
@@ -93,7 +93,7 @@ def build_router(settings: Settings) -> APIRouter:
         try:
             choice, image = _read(form)
             answering = context.predictor.predict(choice, [image], TOP_K, request_id_of(request) or "")
-            answer = await unless_client_leaves(request, answering)
+            answer = await unless_client_leaves(request.receive, answering)
         finally:
             await form.close()
         match answer.results:
@@ -114,15 +114,11 @@ def _read(form: FormData) -> tuple[VersionChoice, ImageInput]:
     """
     image, name = (next(iter(form.getlist(field)), None) for field in (IMAGE_FIELD, MODEL_FIELD))
     if not isinstance(image, UploadFile):
-        raise _invalid(IMAGE_FIELD, "send the image as a file, with a file name")
+        raise invalid("body", IMAGE_FIELD, "send the image as a file, with a file name")
     if not isinstance(name, str):
-        raise _invalid(MODEL_FIELD, "name the model as text, e.g. base")
+        raise invalid("body", MODEL_FIELD, "name the model as text, e.g. base")
     try:
         choice = VersionChoice(_MODEL_NAME.validate_python(name))
     except ValidationError as error:
-        raise _invalid(MODEL_FIELD, error.errors()[0]["msg"]) from error
+        raise invalid("body", MODEL_FIELD, error.errors()[0]["msg"]) from error
     return choice, ImageInput(image.filename or RAW_NAME, image.read)
-
-
-def _invalid(field: str, message: str) -> RequestValidationError:
-    return RequestValidationError([{"type": "value_error", "loc": ("body", field), "msg": message}])

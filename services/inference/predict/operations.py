@@ -125,7 +125,7 @@ class Predictor:
         async def answer_of(index: int, image: ImageInput) -> tuple[int, list[Prediction] | CallerError]:
             try:
                 async with slots:
-                    data = await self._read(image, deadline)
+                    data = await image.read_until(deadline, self.deadline_s)
                     return index, await self._ask_among(under_way, chosen, data, top_k, deadline)
             except NotFound:
                 raise
@@ -141,13 +141,6 @@ class Predictor:
                 task.cancel()
             # They read from the request's files, which are closed next.
             await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _read(self, image: ImageInput, deadline: float) -> bytes:
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await image.read()
-        except TimeoutError as error:
-            raise Overloaded(f"{image.name!r} could not be read within {self.deadline_s:g} s: try again") from error
 
     async def _ask_among(
         self, under_way: UnderWay, chosen: Chosen, data: bytes, top_k: int, deadline: float

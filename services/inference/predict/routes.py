@@ -4,23 +4,9 @@ from contextlib import AsyncExitStack
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter
 
 from services.contracts.base import ResourceName
-from services.contracts.errors import (
-    CallerError,
-    DatabaseUnavailable,
-    ImageRejected,
-    ModelLoading,
-    NotFound,
-    ObjectStoreUnavailable,
-    Overloaded,
-    PayloadTooLarge,
-    SourceNotAllowed,
-    SourceUnreadable,
-    UnsupportedMediaType,
-)
 from services.contracts.predictions import (
     MAX_TOP_K,
     NDJSON,
@@ -33,9 +19,9 @@ from services.contracts.predictions import (
     StreamLine,
     StreamStarted,
 )
+from services.inference.asking import ERRORS, Alias, Version, choice_of
 from services.inference.context import InferenceContext
 from services.inference.predict.inputs import ENVELOPE_BYTES, FORM_FIELD, images_of
-from services.inference.predict.queries import VersionChoice
 from services.inference.predict.streaming import StreamedAnswer, wants_stream
 from services.runtime.auth import Principal, Scope, require
 from services.runtime.disconnect import unless_client_leaves
@@ -142,28 +128,15 @@ def build_router(settings: Settings) -> APIRouter:
         max_body_size=settings.max_upload_bytes + ENVELOPE_BYTES,
         openapi_extra={"requestBody": _REQUEST_BODY},
         response_model=PredictResponse,
-        responses={200: _STREAM}
-        | problem_responses(
-            CallerError,
-            NotFound,
-            PayloadTooLarge,
-            UnsupportedMediaType,
-            ImageRejected,
-            SourceNotAllowed,
-            SourceUnreadable,
-            ModelLoading,
-            Overloaded,
-            ObjectStoreUnavailable,
-            DatabaseUnavailable,
-        ),
+        responses={200: _STREAM} | problem_responses(*ERRORS),
     )
     async def predict(
         request: Request,
         context: InferenceContext,
         _principal: Annotated[Principal, Depends(require(Scope.PREDICT))],
         model_name: Annotated[ResourceName, Path(examples=["flowers"])],
-        version: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Default: the latest version.")] = None,
-        alias: Annotated[ResourceName | None, Query(description="Instead of `version`.")] = None,
+        version: Version = None,
+        alias: Alias = None,
         top_k: Annotated[int, Query(ge=1, le=MAX_TOP_K, description="Labels per image, most probable first.")] = 5,
     ) -> PredictResponse | Response:
         """Labels for one or many images, in the order they were sent.
@@ -186,11 +159,7 @@ def build_router(settings: Settings) -> APIRouter:
 
         Closing the connection stops the work.
         """
-        if version is not None and alias is not None:
-            raise RequestValidationError(
-                [{"type": "value_error", "loc": ("query", "alias"), "msg": "give `version` or `alias`, not both"}]
-            )
-        choice, request_id = VersionChoice(model_name, version, alias), request_id_of(request) or ""
+        choice, request_id = choice_of(model_name, version, alias), request_id_of(request) or ""
         await context.predictor.check_room(choice, request_id)
         async with AsyncExitStack() as held:
             images = await held.enter_async_context(images_of(request, context.settings, context.fetches))
@@ -198,7 +167,7 @@ def build_router(settings: Settings) -> APIRouter:
                 lines = context.predictor.stream(choice, images, top_k, request_id)
                 return StreamedAnswer(request, lines, held.pop_all())
             answering = context.predictor.predict(choice, images, top_k, request_id)
-            return await unless_client_leaves(request, answering)
+            return await unless_client_leaves(request.receive, answering)
 
     del predict  # the decorator has registered it
     return router

@@ -1,17 +1,17 @@
 """A streamed answer over HTTP: NDJSON, a line as soon as there is one, and a last line that says how it ended."""
 
-import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 
 from pydantic import BaseModel
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from services.contracts.errors import RetryLater
 from services.contracts.predictions import NDJSON, StreamBroken
 from services.inference.accept import prefers
+from services.runtime.disconnect import unless_client_leaves
 from services.runtime.problems import report
 
 # Proxies shall pass each line on when it comes.
@@ -42,17 +42,9 @@ class StreamedAnswer(StreamingResponse):
         self._first = b""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answering = asyncio.create_task(self._answer(send))
-        leaving = asyncio.create_task(self.listen_for_disconnect(receive))
         async with self._held:
-            try:
-                await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                answering.cancel()
-                leaving.cancel()
-                await asyncio.gather(answering, leaving, return_exceptions=True)
-        if not answering.cancelled():
-            answering.result()
+            with suppress(ClientDisconnect):
+                await unless_client_leaves(receive, self._answer(send))
 
     async def _answer(self, send: Send) -> None:
         async with aclosing(self._lines):

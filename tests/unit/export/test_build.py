@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import ray
 
 from ray_cluster.export import build
 from services.contracts import names
@@ -13,8 +12,7 @@ from services.runtime.objects import open_store
 
 
 def test_a_build_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "init", lambda **_: None)
-    monkeypatch.setattr(build.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(build, "connect", lambda: None)
     arguments = ["--bucket", tmp_path.as_uri(), "--model", "flowers", "--version", "9", "--format", "onnx"]
     assert build.main([*arguments, "--build", "2"]) == 1
     failed = open_store(tmp_path.as_uri()).get(names.model_export_failure("flowers", 9, "onnx", 2))
