@@ -72,10 +72,9 @@ class Courier(Generic[Answer]):
         self._waiting: FairQueue[str, _Waiting[Answer]] = FairQueue(max_waiting)
         self._calls: set[asyncio.Task[None]] = set()
 
-    def check_room(self, model: str) -> None:
-        """Raises `Overloaded` where a parcel for the model would be refused now."""
-        if not self._waiting.has_room(model):
-            raise self._overloaded(model)
+    def no_room_for(self, model: str) -> Overloaded | None:
+        """What a parcel for the model would be refused with now; None where it would not."""
+        return None if self._waiting.has_room(model) else self._overloaded(model)
 
     async def ask(self, parcel: Parcel) -> Answer:
         """The parcel's answer; models take turns in the queue (`FairQueue`).

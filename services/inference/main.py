@@ -9,6 +9,7 @@ from services.inference.context import Inference
 from services.inference.explain import routes as explain_routes
 from services.inference.explain.operations import Explainer
 from services.inference.predict import measures, michaniki, routes
+from services.inference.predict.admission import Admission
 from services.inference.predict.operations import Predictor
 from services.inference.predict.resolution import Resolver, database_generation, database_lookup
 from services.inference.predict.shadows import Shadows
@@ -51,6 +52,7 @@ def build_parts(settings: Settings, database: Database, store: ObjectStore) -> G
             build(settings) for build in (routes.build_router, explain_routes.build_router, michaniki.build_router)
         ],
         lifespan=lifespan,
+        middleware=[Admission],
         tags=[routes.TAG, michaniki.TAG],
         dependencies={"serve": replicas.check},
     )

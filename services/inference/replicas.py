@@ -128,11 +128,10 @@ class Replicas:
         if not response.is_success:
             raise ClusterUnavailable(f"Ray Serve at {self._client.base_url} answers with {response.status_code}")
 
-    def check_room(self, served: ServedVersion) -> None:
-        """Raises `Overloaded` where an image for the version would be refused now. Costs next to nothing."""
+    def no_room_for(self, served: ServedVersion) -> Overloaded | None:
+        """What an image for the version would be refused with now; None where it would not."""
         courier = self._couriers.get(served.trunk_id)
-        if courier is not None:
-            courier.check_room(served.model_name)
+        return None if courier is None else courier.no_room_for(served.model_name)
 
     async def predict(self, served: ServedVersion, image: bytes, top_k: int, deadline: float) -> list[Prediction]:
         """The image's predictions, most probable first.

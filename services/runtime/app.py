@@ -37,12 +37,16 @@ class StartRefused(RuntimeError):
 class _Gateway(FastAPI):
     """FastAPI with the request context outside of everything, its error handling included."""
 
-    def __init__(self, service: str, **options: Any) -> None:
+    def __init__(self, service: str, around: Sequence[Callable[[ASGIApp], ASGIApp]], **options: Any) -> None:
         self._service = service
+        self._around = around
         super().__init__(**options)
 
     def build_middleware_stack(self) -> ASGIApp:
-        return RequestContext(super().build_middleware_stack(), self._service)
+        app = super().build_middleware_stack()
+        for middleware in reversed(self._around):
+            app = middleware(app)
+        return RequestContext(app, self._service)
 
 
 def create_app(
@@ -56,6 +60,7 @@ def create_app(
     database: Database,
     tags: Sequence[tuple[str, str]] = (),
     lifespan: Lifespan | None = None,
+    middleware: Sequence[Callable[[ASGIApp], ASGIApp]] = (),
     readiness: Mapping[str, ReadinessCheck] | None = None,
     dependencies: Mapping[str, ReadinessCheck] | None = None,
 ) -> FastAPI:
@@ -68,6 +73,7 @@ def create_app(
         routers: Their routes' functions name the operations, so the names must differ.
         tags: Name and description of each tag that the routes use.
         lifespan: What runs beside the requests. `app.state.settings` and `app.state.database` are there before.
+        middleware: Around all of it but the request context, the first outermost.
         readiness: What `/readyz` asks besides the database, by name. Each has `READINESS_TIMEOUT_S`.
         dependencies: What `/readyz` asks and only reports: the gateway is ready without it.
 
@@ -75,6 +81,7 @@ def create_app(
     """
     app = _Gateway(
         service,
+        middleware,
         title=title,
         description=description,
         version=version,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 
 from fastapi import APIRouter, FastAPI
+from starlette.types import ASGIApp
 
 from services.runtime.app import Lifespan, ReadinessCheck, create_app
 from services.runtime.database import Database
@@ -27,6 +28,8 @@ class GatewayParts:
     lifespan: Lifespan
     """Puts what its routes need on `app.state`, runs the background work, and ends it."""
     tags: Sequence[tuple[str, str]] = ()
+    middleware: Sequence[Callable[[ASGIApp], ASGIApp]] = ()
+    """Around the application, the first outermost; sees every request before it is routed."""
     readiness: Mapping[str, ReadinessCheck] = field(default_factory=dict[str, ReadinessCheck])
     dependencies: Mapping[str, ReadinessCheck] = field(default_factory=dict[str, ReadinessCheck])
     """What `/readyz` reports without failing: most requests do without it."""
@@ -52,6 +55,7 @@ def join(parts: Sequence[GatewayParts]) -> GatewayParts:
         routers=[router for part in parts for router in part.routers],
         lifespan=lifespan,
         tags=list(dict.fromkeys(tag for part in parts for tag in part.tags)),
+        middleware=[middleware for part in parts for middleware in part.middleware],
         readiness={name: check for part in parts for name, check in part.readiness.items()},
         dependencies={name: check for part in parts for name, check in part.dependencies.items()},
         end_streams=end_streams,
@@ -102,6 +106,7 @@ class Gateway:
             database=database,
             tags=parts.tags,
             lifespan=parts.lifespan,
+            middleware=parts.middleware,
             readiness=parts.readiness,
             dependencies=parts.dependencies,
         )

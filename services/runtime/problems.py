@@ -169,7 +169,8 @@ def _internal_detail(request: Request) -> str:
     return f"The request is not at fault. The server's log has the cause under request id {request_id_of(request)}."
 
 
-async def _on_rekindle_error(request: Request, error: RekindleError) -> JSONResponse:
+def error_response(request: Request, error: RekindleError) -> JSONResponse:
+    """The response that an error of ours shows as."""
     problem = report(request, error)
     headers: dict[str, str] = {}
     if isinstance(error, RetryLater):
@@ -177,6 +178,10 @@ async def _on_rekindle_error(request: Request, error: RekindleError) -> JSONResp
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = 'Bearer realm="rekindle"'
     return problem_response(problem, headers)
+
+
+async def _on_rekindle_error(request: Request, error: RekindleError) -> JSONResponse:
+    return error_response(request, error)
 
 
 async def _on_invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:

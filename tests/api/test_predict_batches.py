@@ -1,32 +1,16 @@
 """Images of many requests and models on one trunk go to its replicas in common calls."""
 
 import asyncio
-import threading
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from pathlib import Path
 
 import httpx2
-import pytest
-from fastapi import FastAPI
 
-from services.contracts.errors import Overloaded
-from services.inference import courier, replicas
 from services.inference.courier import MAX_BATCH
 from services.inference.predict.operations import IMAGES_AT_ONCE
-from services.inference.predict.queries import ServedVersion
 from services.inference.replicas import CALLS_AT_ONCE, MAX_WAITING
-from tests.api.test_predict import JPEG, TRUNK, client, labels, post, serve, serve_url, settings_for, started
-from tests.servers.exchange import exchange
+from tests.api.test_predict import client, labels, post, serve, serve_url
 from tests.servers.serve_fake import REJECTED, FakeServe
 
 __all__ = ["client", "serve", "serve_url"]
-
-
-@pytest.fixture
-async def app(serve_url: str, tmp_path: Path) -> AsyncIterator[FastAPI]:
-    async with started(settings_for(tmp_path, serve_url)) as app:
-        yield app
 
 
 async def test_a_requests_images_share_calls_and_keep_their_order(client: httpx2.AsyncClient, serve: FakeServe) -> None:
@@ -73,32 +57,3 @@ async def test_a_flood_for_one_model_does_not_hold_up_the_others(client: httpx2.
     assert {response.status_code for response in await asyncio.gather(*flood)} == {200}
     assert max(serve.batches) == MAX_BATCH
     assert sum(serve.batches) == requests * IMAGES_AT_ONCE + 1
-
-
-async def test_what_has_no_room_is_refused_before_it_is_read(
-    app: FastAPI, serve: FakeServe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The body of the refused request never comes; there is room for other models."""
-    monkeypatch.setattr(replicas, "MAX_WAITING", 4)
-    monkeypatch.setattr(courier, "MAX_BATCH", 1)  # so that the calls take no more than one each
-    gate = serve.gates[b"rose"] = threading.Event()
-    path, image = "/v1/models/flowers/predict", {"content": b"rose", "headers": JPEG}
-    async with AsyncExitStack() as asking:
-        flood = [await asking.enter_async_context(exchange(app, path, {}, **image)) for _ in range(CALLS_AT_ONCE + 4)]
-        async with asyncio.timeout(10):
-            while has_room(app, "flowers"):  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
-        assert has_room(app, "birds")
-        async with exchange(app, path, {}, sends_body=False, **image) as refused:
-            assert (await refused.whole())["code"] == "overloaded"
-        gate.set()
-        answers = [await answer.whole() for answer in flood]
-    assert all("results" in answer for answer in answers)
-
-
-def has_room(app: FastAPI, model_name: str) -> bool:
-    try:
-        app.state.inference.predictor.replicas.check_room(ServedVersion(model_name, 1, TRUNK))
-    except Overloaded:
-        return False
-    return True

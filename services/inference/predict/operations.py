@@ -49,15 +49,13 @@ class Predictor:
     deadline_s: float
     """Seconds that a request may take, waiting for a replica included."""
 
-    async def check_room(self, choice: VersionChoice, request_id: str) -> None:
-        """Raises what `predict` would raise at once, before anybody has sent an image.
+    def no_room_for(self, choice: VersionChoice, request_id: str) -> Overloaded | None:
+        """What `predict` would raise because as many images wait as may; None where it is not known.
 
-        Raises:
-            NotFound: no such model, version or alias.
-            Overloaded: as many images wait as may.
-            DatabaseUnavailable: try again later.
+        Costs next to nothing.
         """
-        self.replicas.check_room(choose(await self.resolver.resolve(choice), choice, request_id).served)
+        target = self.resolver.remembered(choice)
+        return None if target is None else self.replicas.no_room_for(choose(target, choice, request_id).served)
 
     async def predict(
         self, choice: VersionChoice, images: Sequence[ImageInput], top_k: int, request_id: str
@@ -132,6 +130,9 @@ class Predictor:
             except CallerError as error:
                 return index, error
 
+        if len(images) == 1:  # as most requests have; a task would cost more than all else here
+            yield await answer_of(0, images[0])
+            return
         tasks = [asyncio.create_task(answer_of(index, image)) for index, image in enumerate(images)]
         try:
             for ready in asyncio.as_completed(tasks):

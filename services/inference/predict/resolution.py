@@ -64,6 +64,10 @@ class Resolver:
         self._next_check_s = self._known_until_s = 0.0
         self._database_answers = True
 
+    def remembered(self, choice: VersionChoice) -> Target | None:
+        """What was meant when it was last asked for, if that is still in memory."""
+        return self._remembered.get(choice)
+
     async def resolve(self, choice: VersionChoice) -> Target:
         """What is meant. Raises `NotFound` and `DatabaseUnavailable`."""
         if self._clock() >= self._next_check_s:

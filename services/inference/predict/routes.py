@@ -21,6 +21,7 @@ from services.contracts.predictions import (
 )
 from services.inference.asking import ERRORS, Alias, Version, choice_of
 from services.inference.context import InferenceContext
+from services.inference.predict.admission import PATH
 from services.inference.predict.inputs import ENVELOPE_BYTES, FORM_FIELD, images_of
 from services.inference.predict.streaming import StreamedAnswer, wants_stream
 from services.runtime.auth import Principal, Scope, require
@@ -123,7 +124,7 @@ def build_router(settings: Settings) -> APIRouter:
     router = APIRouter(tags=[TAG[0]])
 
     @router.post(
-        "/v1/models/{model_name}/predict",
+        PATH,
         summary="Predict labels for images",
         max_body_size=settings.max_upload_bytes + ENVELOPE_BYTES,
         openapi_extra={"requestBody": _REQUEST_BODY},
@@ -160,7 +161,6 @@ def build_router(settings: Settings) -> APIRouter:
         Closing the connection stops the work.
         """
         choice, request_id = choice_of(model_name, version, alias), request_id_of(request) or ""
-        await context.predictor.check_room(choice, request_id)
         async with AsyncExitStack() as held:
             images = await held.enter_async_context(images_of(request, context.settings, context.fetches))
             if wants_stream(request.headers.get("accept", "")):
