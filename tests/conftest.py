@@ -5,8 +5,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import structlog
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+
+from tests import slow_tests
 
 pytest_plugins = [
     "tests.servers.s3",
@@ -29,6 +32,13 @@ CLUSTER = "cluster"
 """The mark of tests that start a Ray cluster; a file has it for all of its tests or for none."""
 END_TO_END = "e2e"
 """The folder of tests of a whole installation."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    slow_tests.install(config)
+    # What structlog uses until a process configures its logs draws a traceback with all variables: seconds for each.
+    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], plain])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
