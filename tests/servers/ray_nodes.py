@@ -347,13 +347,20 @@ def node_flags(ip: str, temp_dir: Path, options: Mapping[str, object]) -> list[s
     return [f"--{name}" if value is None else f"--{name}={value}" for name, value in {**shared, **options}.items()]
 
 
+_HELD = (psutil.STATUS_STOPPED, psutil.STATUS_DISK_SLEEP)
+"""What a process that was told to stop runs nothing in. After `vfork` a parent sleeps in the kernel until its child has
+begun its program, which that, stopped as well, does not: the parent never gets as far as stopping."""
+
+
 def _stop_all(node: Node) -> None:
     """Until none is running: a process may start another while this goes through them."""
     psutil.Process(node.root.pid).suspend()
-    while running := [each for each in node.processes() if _status(each) != psutil.STATUS_STOPPED]:
+    told: set[psutil.Process] = set()
+    while running := [each for each in node.processes() if each not in told or _status(each) not in _HELD]:
         for process in running:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.suspend()
+        told.update(running)
 
 
 def _vanish(node: Node) -> None:
