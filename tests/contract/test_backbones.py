@@ -183,7 +183,7 @@ def test_the_table_of_costs_is_true(case: Case) -> None:
 
 @pytest.mark.parametrize("backbone", sorted(ALIKE))
 def test_so_are_the_tables_of_those_between_two_others(backbone: BackboneName) -> None:
-    image_size = BACKBONES[backbone].min_image_size
+    image_size = max(64, BACKBONES[backbone].min_image_size)
     network = build_network(backbone, image_size, CLASSES)
     top = top_layer(backbone, network)
     assert top is not None

@@ -1,6 +1,9 @@
 """The database, on SQLite and PostgreSQL: what is committed stays, what fails leaves nothing, and errors say which."""
 
 import asyncio
+import contextlib
+import random
+import sqlite3
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta, timezone
@@ -12,6 +15,7 @@ from sqlalchemy.exc import IntegrityError, StatementError
 
 from services.contracts.errors import DatabaseUnavailable
 from services.runtime.database import Database
+from services.runtime.database.sqlite_connection import SqliteConnection
 from services.runtime.database.tables import DatasetRow, JobEventRow, JobRow
 from tests.servers.postgres import PostgresServer
 
@@ -223,6 +227,44 @@ async def test_a_transaction_that_freezes_gives_up_its_locks(empty_postgres_url:
         assert await session.scalar(select(JobRow.attempt)) == 2
     await frozen.close()
     await other.close()
+
+
+async def test_who_is_cancelled_anywhere_in_a_transaction_gives_up_its_locks(database_url: str) -> None:
+    database = Database(database_url, statement_timeout_s=1)
+    await database.migrate()
+
+    async def write() -> None:
+        async with database.transaction() as session:
+            await session.execute(update(DatasetRow).values(name="tulips"))
+            await session.execute(select(DatasetRow.id))
+
+    async with database.transaction() as session:
+        session.add(dataset())
+    moments = random.Random(1)
+    for _ in range(100):
+        writing = asyncio.create_task(write())
+        await asyncio.sleep(moments.uniform(0, 0.006))
+        writing.cancel()
+        await asyncio.wait([writing])
+        await write()  # or it is unavailable
+    await database.close()
+
+
+def test_a_sqlite_connection_that_is_closed_in_a_transaction_gives_up_its_lock(tmp_path: Path) -> None:
+    """Also while the cursor of an unfinished statement is still about, as in the traceback of who was cancelled."""
+    path = tmp_path / "database"
+    connection = sqlite3.connect(path, factory=SqliteConnection, isolation_level=None)
+    connection.execute("CREATE TABLE numbers (n INTEGER)")
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("INSERT INTO numbers VALUES (1)")
+    cursor = connection.execute("SELECT n FROM numbers UNION ALL SELECT 2")
+    cursor.fetchone()
+    connection.close()
+    connection.close()
+    with contextlib.closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert other.execute("SELECT count(*) FROM numbers").fetchone() == (0,)
+    del cursor
 
 
 async def test_accepted_jobs_survive_the_death_of_the_process(database: Database, database_url: str) -> None:

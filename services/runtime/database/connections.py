@@ -7,6 +7,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from services.contracts.errors import DatabaseUnavailable
+from services.runtime.database.sqlite_connection import SqliteConnection
 
 CONNECT_TIMEOUT_S = 10
 STATEMENT_TIMEOUT_S = 15.0
@@ -57,7 +58,8 @@ def parse_url(url: str) -> URL:
 def connect(url: URL, *, foreign_keys: bool = True, statement_timeout_s: float = STATEMENT_TIMEOUT_S) -> AsyncEngine:
     """An engine whose transactions begin when asked to and whose commits are on disk when they return."""
     if url.get_backend_name() == "sqlite":
-        engine = create_async_engine(url, pool_timeout=POOL_TIMEOUT_S, connect_args={"timeout": statement_timeout_s})
+        arguments = {"timeout": statement_timeout_s, "factory": SqliteConnection}
+        engine = create_async_engine(url, pool_timeout=POOL_TIMEOUT_S, connect_args=arguments)
         _prepare_sqlite(engine, foreign_keys=foreign_keys)
         return engine
     engine = create_async_engine(
