@@ -10,7 +10,10 @@ CoDel, Nichols and Jacobson, 2012, which bounds the same time by dropping what h
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -22,10 +25,10 @@ MAX_BATCH = 16
 """Images of one call. They are answered together, so the first of them waits for the last."""
 MAX_BATCH_BYTES = 16 * 1024 * 1024
 """A call that carries so much takes no more images."""
-WAIT_S = 0.25
-"""How long the last image of a full queue waits for its call, at the pace of late."""
-MIN_WAITING = 32
-"""So many may wait at any pace: as many as are sent for two requests at the same time."""
+STAY_S = 0.25
+"""How long the last image that is taken in stays, at the pace of late."""
+MIN_INSIDE = 48
+"""So many may be there at any pace, under way or waiting: as many as are sent for three requests at the same time."""
 
 Answer = TypeVar("Answer")
 
@@ -46,6 +49,27 @@ class Parcel:
 class _Waiting(Generic[Answer]):
     parcel: Parcel
     answer: asyncio.Future[Answer]
+
+
+class _Place:
+    """Of a parcel that is still to come."""
+
+    def __init__(self, expected: Counter[str], model: str) -> None:
+        self._expected: Counter[str] | None = expected
+        self._model = model
+        expected[model] += 1
+
+    def give_up(self) -> None:
+        """Doing it again changes nothing."""
+        if self._expected is not None:
+            self._expected[self._model] -= 1
+            if not self._expected[self._model]:
+                del self._expected[self._model]
+            self._expected = None
+
+
+_PLACE: ContextVar[_Place | None] = ContextVar("place", default=None)
+"""That is kept for who runs in this context, the tasks that it starts included."""
 
 
 class Courier(Generic[Answer]):
@@ -69,12 +93,29 @@ class Courier(Generic[Answer]):
         """Those that have not taken their first batch."""
         self._pace = Pace()
         self._max_waiting = max_waiting
+        self._under_way = 0
+        """Parcels."""
         self._waiting: FairQueue[str, _Waiting[Answer]] = FairQueue(max_waiting)
+        self._expected: Counter[str] = Counter()
+        """By model, places that are kept for parcels to come."""
         self._calls: set[asyncio.Task[None]] = set()
 
-    def no_room_for(self, model: str) -> Overloaded | None:
-        """What a parcel for the model would be refused with now; None where it would not."""
-        return None if self._waiting.has_room(model) else self._overloaded(model)
+    @contextmanager
+    def place_for(self, model: str) -> Generator[None]:
+        """Around whatever is going to ask for the model: until it does, or ends, there is a place less for others.
+
+        Raises `Overloaded` where there is none. Costs next to nothing.
+        """
+        of_all = self._expected.total()
+        if not self._waiting.has_room(model, of_flow=self._expected[model], of_all=of_all):
+            raise self._overloaded(model)
+        place = _Place(self._expected, model)
+        token = _PLACE.set(place)
+        try:
+            yield
+        finally:
+            _PLACE.reset(token)
+            place.give_up()
 
     async def ask(self, parcel: Parcel) -> Answer:
         """The parcel's answer; models take turns in the queue (`FairQueue`).
@@ -83,6 +124,8 @@ class Courier(Generic[Answer]):
         more than this one: at once, or later, when a parcel for another model needs the room.
         """
         waiting: _Waiting[Answer] = _Waiting(parcel, asyncio.get_running_loop().create_future())
+        if (place := _PLACE.get()) is not None:
+            place.give_up()
         refused = self._waiting.put(parcel.model, waiting)
         if refused is not None and not refused.answer.done():
             refused.answer.set_exception(self._overloaded(refused.parcel.model))
@@ -132,6 +175,11 @@ class Courier(Generic[Answer]):
         # In one step with the last look at the queue: a parcel that comes later finds the call free.
         self._free_calls += 1
 
+    def _limit_waiting(self) -> None:
+        if self._pace.per_s is not None:
+            inside = max(MIN_INSIDE, round(STAY_S * self._pace.per_s))
+            self._waiting.capacity = max(1, min(self._max_waiting, inside - self._under_way))
+
     def _take(self, most: int) -> list[_Waiting[Answer]]:
         batch: list[_Waiting[Answer]] = []
         size_bytes = 0
@@ -142,6 +190,8 @@ class Courier(Generic[Answer]):
         return batch
 
     async def _deliver(self, batch: Sequence[_Waiting[Answer]]) -> None:
+        self._under_way += len(batch)
+        self._limit_waiting()
         try:
             answers = await self._send([waiting.parcel for waiting in batch])
         except Exception as error:  # noqa: BLE001 - whatever went wrong is the callers' to hear
@@ -150,9 +200,10 @@ class Courier(Generic[Answer]):
             for waiting in batch:
                 waiting.answer.cancel()
             raise
+        finally:
+            self._under_way -= len(batch)
         self._pace.done(len(batch), more=len(self._waiting) > 0)
-        if self._pace.per_s is not None:
-            self._waiting.capacity = min(self._max_waiting, max(MIN_WAITING, round(WAIT_S * self._pace.per_s)))
+        self._limit_waiting()
         for waiting, answer in zip(batch, answers, strict=True):
             if waiting.answer.done():
                 continue

@@ -10,7 +10,7 @@ as much as the trunk does. Those of an alias with a challenger go one by one, ea
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack
 from functools import partial
 from typing import TypeVar
 from weakref import WeakValueDictionary
@@ -39,7 +39,7 @@ from services.inference.replica_answers import (
 Answer = TypeVar("Answer")
 
 MAX_CONNECTIONS = 512
-CALLS_AT_ONCE = 3
+CALLS_AT_ONCE = 2
 """Calls under way to a trunk, for each replica that it may have: enough that a replica finds the next one waiting."""
 MAX_WAITING = 256
 """Images of a trunk that wait in this gateway at most; more are refused, and fewer where they are answered slowly."""
@@ -128,10 +128,10 @@ class Replicas:
         if not response.is_success:
             raise ClusterUnavailable(f"Ray Serve at {self._client.base_url} answers with {response.status_code}")
 
-    def no_room_for(self, served: ServedVersion) -> Overloaded | None:
-        """What an image for the version would be refused with now; None where it would not."""
-        courier = self._couriers.get(served.trunk_id)
-        return None if courier is None else courier.no_room_for(served.model_name)
+    def place_for(self, served: ServedVersion) -> AbstractContextManager[None]:
+        """Around a request that is going to ask about an image: keeps a place for it. Raises `Overloaded` when entered
+        where there is none."""
+        return self._courier_of(served.trunk_id).place_for(served.model_name)
 
     async def predict(self, served: ServedVersion, image: bytes, top_k: int, deadline: float) -> list[Prediction]:
         """The image's predictions, most probable first.

@@ -39,9 +39,12 @@ class FairQueue(Generic[Flow, Item]):
         """How many items of the flow wait."""
         return len(self._flows.get(flow, ()))
 
-    def has_room(self, flow: Flow) -> bool:
-        """Whether another item of the flow would be lined up."""
-        return self._size < self.capacity or self._gives_way(self._longest(), flow)
+    def has_room(self, flow: Flow, *, of_flow: int = 0, of_all: int = 0) -> bool:
+        """Whether another item of the flow would be lined up, after so many that are still to come: of the flow, and of
+        all flows."""
+        if self._size + of_all < self.capacity:
+            return True
+        return bool(self._flows) and self.waiting(self._longest()) > self.waiting(flow) + of_flow + 1
 
     def put(self, flow: Flow, item: Item) -> Item | None:
         """Lines the item up. Returns the item that there is no room for, this one or another, or None."""

@@ -10,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client import REGISTRY
 
+from services.contracts.errors import Overloaded
 from services.inference import courier, replicas
 from services.inference.main import build_app
 from services.inference.predict.queries import ServedVersion
@@ -43,7 +44,11 @@ async def flooded(app: FastAPI, serve: FakeServe, image: dict = IMAGE) -> AsyncG
 
 
 def has_room(app: FastAPI, model_name: str) -> bool:
-    return app.state.inference.predictor.replicas.no_room_for(ServedVersion(model_name, 1, TRUNK)) is None
+    try:
+        with app.state.inference.predictor.replicas.place_for(ServedVersion(model_name, 1, TRUNK)):
+            return True
+    except Overloaded:
+        return False
 
 
 @pytest.fixture(autouse=True)

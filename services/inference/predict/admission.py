@@ -5,6 +5,8 @@ take what the framework spends on routing, parameters and a body. Outside of it 
 whoever is not turned away here may still be refused later.
 """
 
+from contextlib import ExitStack
+
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
@@ -32,34 +34,36 @@ class Admission:
         self._route = Route(PATH, _answered_elsewhere, methods=["POST"])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = await self._refusal(scope) if scope["type"] == "http" else None
-        if refusal is None:
+        choice = self._choice_of(scope) if scope["type"] == "http" else None
+        with ExitStack() as held:
+            if choice is not None:
+                request = Request(scope)
+                inference: Inference = request.app.state.inference
+                try:
+                    held.enter_context(inference.predictor.place_for(choice, request_id_of(request) or ""))
+                except Overloaded as refusal:
+                    if await _may_predict(request):
+                        scope["route"] = self._route  # what it is counted under
+                        await error_response(request, refusal)(scope, receive, send)
+                        return
             await self._app(scope, receive, send)
-        else:
-            scope["route"] = self._route  # what it is counted under
-            await error_response(Request(scope), refusal)(scope, receive, send)
 
-    async def _refusal(self, scope: Scope) -> Overloaded | None:
-        """None also for every request that the application has to find fault with."""
+    def _choice_of(self, scope: Scope) -> VersionChoice | None:
+        """What is to predict; None for any other request, and for one that the application will find fault with."""
         match, found = self._route.matches(scope)
         if match is not Match.FULL:
             return None
-        request = Request(scope)
-        inference: Inference = request.app.state.inference
-        choice = _choice_of(found["path_params"]["model_name"], request.query_params)
-        refusal = None if choice is None else inference.predictor.no_room_for(choice, request_id_of(request) or "")
-        if refusal is None:
-            return None
-        try:
-            # Strangers are not told what is served here.
-            await auth.require(auth.Scope.PREDICT)(request)
-        except RekindleError:
-            return None
-        return refusal
+        model_name, query = found["path_params"]["model_name"], QueryParams(scope["query_string"])
+        version, alias = query.get("version"), query.get("alias")
+        if version is None:
+            return VersionChoice(model_name, alias=alias)
+        return VersionChoice(model_name, int(version)) if version.isdecimal() and alias is None else None
 
 
-def _choice_of(model_name: str, query: QueryParams) -> VersionChoice | None:
-    version, alias = query.get("version"), query.get("alias")
-    if version is None:
-        return VersionChoice(model_name, alias=alias)
-    return VersionChoice(model_name, int(version)) if version.isdecimal() and alias is None else None
+async def _may_predict(request: Request) -> bool:
+    """Strangers are not told what is served here."""
+    try:
+        await auth.require(auth.Scope.PREDICT)(request)
+    except RekindleError:
+        return False
+    return True

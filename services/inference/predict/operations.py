@@ -7,7 +7,7 @@ Where no other is under way, the request has no place, and is refused.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass
 
 import structlog
@@ -49,13 +49,16 @@ class Predictor:
     deadline_s: float
     """Seconds that a request may take, waiting for a replica included."""
 
-    def no_room_for(self, choice: VersionChoice, request_id: str) -> Overloaded | None:
-        """What `predict` would raise because as many images wait as may; None where it is not known.
+    def place_for(self, choice: VersionChoice, request_id: str) -> AbstractContextManager[None]:
+        """Around a request that is going to `predict`: keeps a place for its first image, where it is in memory what
+        the choice means. Costs next to nothing.
 
-        Costs next to nothing.
+        Raises `Overloaded` when entered where as many images wait as may.
         """
         target = self.resolver.remembered(choice)
-        return None if target is None else self.replicas.no_room_for(choose(target, choice, request_id).served)
+        if target is None:
+            return nullcontext()
+        return self.replicas.place_for(choose(target, choice, request_id).served)
 
     async def predict(
         self, choice: VersionChoice, images: Sequence[ImageInput], top_k: int, request_id: str

@@ -128,22 +128,50 @@ async def test_more_than_may_wait_are_refused_at_once() -> None:
     assert len(await asyncio.gather(*tasks)) == 3
 
 
+def has_room(carrier: Courier[str], model: str) -> bool:
+    try:
+        with carrier.place_for(model):
+            return True
+    except Overloaded:
+        return False
+
+
 async def test_it_says_beforehand_who_would_be_refused() -> None:
     road = Road()
     carrier = make(road, max_waiting=3)
     tasks = await asked(carrier, [parcel("under way")])
     tasks += await asked(carrier, [parcel("a"), parcel("a")])
-    assert carrier.no_room_for("a") is None
+    assert has_room(carrier, "a")
     tasks += await asked(carrier, [parcel("a")])
-    assert isinstance(carrier.no_room_for("a"), Overloaded)
-    assert carrier.no_room_for("b") is None  # it has less than its share
+    assert not has_room(carrier, "a")
+    assert has_room(carrier, "b")  # it has less than its share
     road.open.set()
     await asyncio.gather(*tasks)
-    assert carrier.no_room_for("a") is None
+    assert has_room(carrier, "a")
+
+
+async def test_places_are_kept_for_those_who_are_going_to_ask() -> None:
+    road = Road()
+    carrier = make(road, max_waiting=3)
+    tasks = await asked(carrier, [parcel("under way")])
+    tasks += await asked(carrier, [parcel("a"), parcel("a")])
+    with carrier.place_for("a"):
+        assert not has_room(carrier, "a")
+        assert has_room(carrier, "b")
+        with carrier.place_for("b"):
+            assert not has_room(carrier, "b")
+        assert has_room(carrier, "b")
+    assert has_room(carrier, "a")
+    with carrier.place_for("a"):
+        tasks += await asked(carrier, [parcel("a")])
+        assert carrier.waiting_count == 3
+    road.open.set()
+    assert len(await asyncio.gather(*tasks)) == 4
+    assert has_room(carrier, "a")
 
 
 @pytest.mark.parametrize(
-    ("per_s", "room"), [(1.0, courier.MIN_WAITING), (400.0, round(400 * courier.WAIT_S)), (9999.0, 200)]
+    ("per_s", "room"), [(1.0, courier.MIN_INSIDE - 1), (400.0, round(400 * courier.STAY_S) - 1), (9999.0, 200)]
 )
 async def test_so_many_may_wait_as_are_answered_in_time(
     monkeypatch: pytest.MonkeyPatch, per_s: float, room: int
