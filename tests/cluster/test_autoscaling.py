@@ -1,5 +1,5 @@
 """Ray's own autoscaler with our node provider and the cluster's YAML: nodes come from an EC2 that runs out of machines,
-say themselves what they are, leave at a notice, and go when they are idle."""
+say themselves what they are, leave at a notice without a job losing a step, and go when they are idle."""
 
 import contextlib
 import copy
@@ -17,19 +17,24 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from deploy.aws import account
 from deploy.aws.__main__ import cluster_yaml
 from ray_cluster.autoscaling.aws import FallbackProvider
-from tests.cluster.attempts import kill, wait_until
+from services.contracts.ids import JobId
+from services.contracts.jobs import JobEventType
+from tests.chaos.fits import LONG, epochs, next_recovery, of_type, recoveries
+from tests.chaos.runner.jobs import draw
+from tests.cluster.attempts import ATTEMPT_TIMEOUT_S, Attempts, kill, wait_until
 from tests.servers.ec2 import AMI, KEY, FakeEc2, Shortage
 from tests.servers.ec2_nodes import Ec2Nodes, Machine, ec2_nodes
 from tests.servers.ray_environment import ROOT
 from tests.servers.ray_nodes import RayNodes, ray_nodes
 from tests.unit.deploy.settings import settings
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
-SPOT = {"ray.io/market-type": "spot"}
 NOTICE_S = 90
 COOL_OFF_S = 10
 COMES_WITHIN_S = 120
+LONGER = LONG | {"fine_tuning": LONG["fine_tuning"] | {"epochs": 700}}
+"""A fit that goes on until another machine has come and has loaded what it takes to go on with it there."""
 
 
 def bootstrapped(ec2: FakeEc2, folder: Path) -> dict[str, Any]:
@@ -68,6 +73,7 @@ def cluster(ec2: FakeEc2, config: dict[str, Any], tmp_path: Path) -> Iterator[Ra
         "RAY_CLOUD_INSTANCE_ID": head_id,
         "RAY_NODE_TYPE_NAME": "head",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "REKINDLE_TRAINER_IDLE_S": "10",  # a warm trainer keeps its node from being idle
     }
     with ray_nodes(spots=0, env=env, head_options={"autoscaling-config": path}) as cluster:
         yield cluster
@@ -80,15 +86,9 @@ def machines(ec2: FakeEc2, cluster: RayNodes, config: dict[str, Any]) -> Iterato
 
 
 @contextlib.contextmanager
-def work(cluster: RayNodes, labels: dict[str, str], marker: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """One task; with a marker it goes on until its node is lost, and then ends elsewhere."""
-    command = [
-        sys.executable,
-        "-m",
-        "tests.servers.work_on_a_node",
-        json.dumps(labels),
-        *([str(marker)] if marker else []),
-    ]
+def work(cluster: RayNodes) -> Iterator[subprocess.Popen[bytes]]:
+    """One task, which any node can run."""
+    command = [sys.executable, "-m", "tests.servers.work_on_a_node"]
     process = subprocess.Popen(command, env=cluster.env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         yield process
@@ -103,12 +103,21 @@ def result(process: subprocess.Popen[bytes]) -> dict[str, Any]:
     return json.loads(line)
 
 
+@contextlib.contextmanager
+def begun(attempts: Attempts, job: JobId) -> Iterator[subprocess.Popen[bytes]]:
+    process = attempts.start(job)
+    try:
+        yield process
+    finally:
+        kill(process)
+
+
 def test_nodes_come_leave_at_a_notice_and_go(
     ec2: FakeEc2, cluster: RayNodes, machines: Ec2Nodes, tmp_path: Path
 ) -> None:
     # Work that asks for nothing gets an on-demand machine where spot has none, and the node says so.
     ec2.shortages.append(Shortage(market="spot"))
-    with work(cluster, {}) as process:
+    with work(cluster) as process:
         done = result(process)
     assert done["labels"]["ray.io/market-type"] == "on-demand"
     assert [machine.node_type for machine in machines.came] == ["any"]
@@ -121,32 +130,41 @@ def test_nodes_come_leave_at_a_notice_and_go(
         ("on-demand", "g4dn.xlarge", first_zone),
     ]
 
-    # Work for spot waits until there is spot again. Meanwhile the other node is idle, and goes.
-    marker = tmp_path / "node"
-    with work(cluster, SPOT, marker) as lasting:
+    # A job for spot waits until there is spot again. Meanwhile the other node is idle, and goes.
+    images = draw(tmp_path / "images", 0).images
+    attempts = Attempts(cluster, (tmp_path / "bucket").as_uri())
+    job = attempts.accept(images, "struck", resources={"market": "spot"}, **LONGER)
+    with begun(attempts, job) as driver:
         _until(lambda: not machines.running)
-        assert not marker.exists()
+        assert not of_type(attempts, job, JobEventType.EPOCH)
         assert {pool[0] for pool in ec2.pools_asked()[5:]} <= {"spot"}
         ec2.shortages.clear()
-        _until(marker.exists)
+        _until(lambda: epochs(attempts, job))
         (noticed,) = machines.running.values()
         assert noticed.node_type == "spot"
         assert noticed.instance["InstanceLifecycle"] == "spot"
 
-        # At a notice the node takes nothing new: new work gets another one.
+        # At a notice the watcher drains the node, the autoscaler brings another one, and the job moves there.
         noticed.imds.notify(NOTICE_S)
         try:
             _until(lambda: '"spot.draining"' in _watcher_log(noticed))
         except AssertionError:
             pytest.fail(f"the watcher did not drain the node: {_watcher_log(noticed)[-4000:]}")
-        with work(cluster, SPOT) as process:
-            done = result(process)
-        assert done["labels"]["ray.io/market-type"] == "spot"
-        assert done["node_id"] != marker.read_text()
-
-        # EC2 takes the machine, and the work goes on elsewhere.
+        recovery = next_recovery(attempts, job, driver)
+        assert recovery.epoch > 0
+        assert [machine.node_type for machine in machines.running.values()] == ["spot", "spot"]
         ec2.client().terminate_instances(InstanceIds=[noticed.instance["InstanceId"]])
-        assert result(lasting)["node_id"] != marker.read_text()
+        assert driver.wait(ATTEMPT_TIMEOUT_S) == 0, attempts.log(job)
+    assert len(recoveries(attempts, job)) == 1
+    done = epochs(attempts, job)
+    assert done == sorted(set(done)), "epochs were done twice"
+
+    # The same job with nothing from this one, and with nothing happening to it.
+    alone = Attempts(cluster, (tmp_path / "other-bucket").as_uri())
+    undisturbed = alone.accept(images, "undisturbed", resources={"market": "spot"}, **LONGER)
+    assert alone.run(undisturbed) == 0, alone.log(undisturbed)
+    assert not recoveries(alone, undisturbed)
+    assert alone.model(undisturbed).tail_sha256 == attempts.model(job).tail_sha256
 
     # At the end only the head is left.
     _until(lambda: not machines.running)
