@@ -129,18 +129,22 @@ def _measure_clients(measured: Measured, server: str, asked: Load) -> None:
 
 
 def _measure_counts(measured: Measured, setting: Setting, stack: LocalStack, asked: Load) -> None:
-    """Each number of models with its heads warm: evenly, and with a few that are asked for most."""
+    """Each number of models with its heads warm, in turn: evenly, and with a few that are asked for most."""
     asked = replace(asked, clients=MOST_CLIENTS)
     warm = _measure_cold(measured, setting, asked)
+    paths = {count: [_path(name) for name in many.names(count)] for count in setting.counts}
     for count in setting.counts:
         names = list(many.names(count))
         load.run(replace(asked, paths=[_path(name) for name in names if name not in warm], once=True))
         warm.update(names)
         measured.replica_bytes[count] = _memory(stack, {REPLICA})
+    say(f"{len(warm)} heads are loaded")
+    for _ in range(setting.rounds):
         for zipf in (False, True):
-            paths = [_path(name) for name in names]
-            measured.counts.setdefault((count, zipf), []).append(load.run(replace(asked, paths=paths, zipf=zipf)))
-        say(f"{count} models")
+            for count in setting.counts:
+                loaded = load.run(replace(asked, paths=paths[count], zipf=zipf))
+                measured.counts.setdefault((count, zipf), []).append(loaded)
+    say(f"{', '.join(map(str, setting.counts))} models are measured")
 
 
 def _measure_cold(measured: Measured, setting: Setting, asked: Load) -> set[str]:

@@ -1,4 +1,5 @@
-"""A load on a server that predicts, in a process of its own: `python -m tests.benchmarks.serve.load JSON`.
+"""A load on a server that predicts, in a process of its own: `python -m tests.benchmarks.serve.load`, which reads a
+`Load` as JSON.
 
 Plain HTTP/1.1 on kept connections, with as little work of its own as possible: it shares the cores with what it
 measures. A closed loop has a number of clients that each send their next image when the last is answered; an open loop
@@ -67,8 +68,8 @@ class Loaded:
 
 def run(load: Load) -> Loaded:
     """Runs the load in a process of its own."""
-    command = [sys.executable, "-m", "tests.benchmarks.serve.load", json.dumps(asdict(load))]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    command = [sys.executable, "-m", "tests.benchmarks.serve.load"]
+    done = subprocess.run(command, input=json.dumps(asdict(load)), stdout=subprocess.PIPE, text=True, check=True)
     return Loaded(**json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -215,7 +216,7 @@ async def _open(load: Load, rate: float, sender: _Sender) -> Loaded:
 
 
 def main() -> None:
-    load = Load(**json.loads(sys.argv[1]))
+    load = Load(**json.load(sys.stdin))
     sender = _Sender(load)
     if load.once:
         work = _once(load, sender)
