@@ -11,12 +11,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from services.contracts.backbones import BACKBONES, BackboneName
+from services.local.processes import end_processes
 from services.local.ray_head import free_ports
 from tests.benchmarks.serve.load import Load, run
 
@@ -141,12 +144,15 @@ def running(name: str, backbone: BackboneName, weights: Path, log: Path, image: 
             time.sleep(0.2)
         yield Rival(url, form_field)
     finally:
-        process.terminate()
-        try:
-            process.wait(STOP_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """With all that it started: LitServe's workers outlive it, and would go on beside what is measured next."""
+    with suppress(psutil.NoSuchProcess):
+        server = psutil.Process(process.pid)
+        end_processes([server, *server.children(recursive=True)], STOP_WITHIN_S)
+    process.wait()
 
 
 def _answers(url: str, image: Path, form_field: str | None) -> bool:
