@@ -25,6 +25,9 @@ MAX_BATCH = 16
 """Images of one call. They are answered together, so the first of them waits for the last."""
 MAX_BATCH_BYTES = 16 * 1024 * 1024
 """A call that carries so much takes no more images."""
+PLACE_S = 0.1
+"""So long is a place kept for an image that is still to come: longer than one takes that is sent at once, and not as
+long as a slow client or a bucket may take, who would keep places from others while nothing waits."""
 STAY_S = 0.25
 """How long the last image that is taken in stays, at the pace of late."""
 MIN_INSIDE = 48
@@ -57,11 +60,13 @@ class _Place:
     def __init__(self, expected: Counter[str], model: str) -> None:
         self._expected: Counter[str] | None = expected
         self._model = model
+        self._lapse = asyncio.get_running_loop().call_later(PLACE_S, self.give_up)
         expected[model] += 1
 
     def give_up(self) -> None:
         """Doing it again changes nothing."""
         if self._expected is not None:
+            self._lapse.cancel()
             self._expected[self._model] -= 1
             if not self._expected[self._model]:
                 del self._expected[self._model]
@@ -70,6 +75,12 @@ class _Place:
 
 _PLACE: ContextVar[_Place | None] = ContextVar("place", default=None)
 """That is kept for who runs in this context, the tasks that it starts included."""
+
+
+def give_up_place() -> None:
+    """Of whoever runs in this context: what it was kept for has been asked."""
+    if (place := _PLACE.get()) is not None:
+        place.give_up()
 
 
 class Courier(Generic[Answer]):
@@ -102,7 +113,8 @@ class Courier(Generic[Answer]):
 
     @contextmanager
     def place_for(self, model: str) -> Generator[None]:
-        """Around whatever is going to ask for the model: until it does, or ends, there is a place less for others.
+        """Around whatever is going to ask for the model: until it does, or ends, or `PLACE_S` later, there is a place
+        less for others.
 
         Raises `Overloaded` where there is none. Costs next to nothing.
         """
@@ -124,8 +136,7 @@ class Courier(Generic[Answer]):
         more than this one: at once, or later, when a parcel for another model needs the room.
         """
         waiting: _Waiting[Answer] = _Waiting(parcel, asyncio.get_running_loop().create_future())
-        if (place := _PLACE.get()) is not None:
-            place.give_up()
+        give_up_place()
         refused = self._waiting.put(parcel.model, waiting)
         if refused is not None and not refused.answer.done():
             refused.answer.set_exception(self._overloaded(refused.parcel.model))

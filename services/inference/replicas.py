@@ -23,7 +23,7 @@ from services.contracts.explanations import ExplanationFormat
 from services.contracts.ids import TrunkId
 from services.contracts.predictions import NDJSON, Prediction
 from services.contracts.serving import CHALLENGER_HEADER, ReplicaQuestion, ReplicaScore, pack, trunk_route
-from services.inference.courier import Courier, Parcel
+from services.inference.courier import Courier, Parcel, give_up_place
 from services.inference.predict.queries import ServedVersion
 from services.inference.replica_answers import (
     ExplainedMap,
@@ -162,6 +162,7 @@ class Replicas:
 
         None where the replica knows no challengers. The caller closes the score.
         """
+        give_up_place()  # it goes past those that wait
         return await self._held(
             served, deadline, lambda timeout_s, _: self._ask_beside(served, challenger, image, top_k, timeout_s)
         )

@@ -170,6 +170,21 @@ async def test_places_are_kept_for_those_who_are_going_to_ask() -> None:
     assert has_room(carrier, "a")
 
 
+async def test_a_place_lapses_where_the_image_takes_long_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(courier, "PLACE_S", 0.01)
+    road = Road()
+    carrier = make(road, max_waiting=1)
+    with carrier.place_for("a"):
+        assert not has_room(carrier, "a")
+        async with asyncio.timeout(10):
+            while not has_room(carrier, "a"):  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+    with carrier.place_for("a"):
+        assert not has_room(carrier, "a")
+        courier.give_up_place()
+        assert has_room(carrier, "a")
+
+
 @pytest.mark.parametrize(
     ("per_s", "room"), [(1.0, courier.MIN_INSIDE - 1), (400.0, round(400 * courier.STAY_S) - 1), (9999.0, 200)]
 )
