@@ -44,7 +44,7 @@ class FairQueue(Generic[Flow, Item]):
         all flows."""
         if self._size + of_all < self.capacity:
             return True
-        return bool(self._flows) and self.waiting(self._longest()) > self.waiting(flow) + of_flow + 1
+        return bool(self._flows) and self._gives_way(self._longest(), flow, coming=of_flow)
 
     def put(self, flow: Flow, item: Item) -> Item | None:
         """Lines the item up. Returns the item that there is no room for, this one or another, or None."""
@@ -62,9 +62,9 @@ class FairQueue(Generic[Flow, Item]):
     def _longest(self) -> Flow:
         return max(self._flows, key=self.waiting)
 
-    def _gives_way(self, longest: Flow, flow: Flow) -> bool:
-        """Whether the longest flow has more than the other would have with one item more."""
-        return self.waiting(longest) > self.waiting(flow) + 1
+    def _gives_way(self, longest: Flow, flow: Flow, *, coming: int = 0) -> bool:
+        """Whether the longest flow has more than the other would have with what is coming and one item more."""
+        return self.waiting(longest) > self.waiting(flow) + coming + 1
 
     def take(self) -> Item | None:
         """The next item, or None where nothing waits."""

@@ -1,7 +1,5 @@
 """I7: a job that waits for machines says so and why, and goes on to the same weights when there is one."""
 
-import contextlib
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import pytest
 from ray_cluster.vision.drawn import draw_dataset
 from services.contracts.ids import JobId
 from services.contracts.jobs import CapacityWait, JobEventType, ProgressRecord, Stage
-from tests.cluster.attempts import ATTEMPT_TIMEOUT_S, Attempts, kill, wait_until
+from tests.cluster.attempts import ATTEMPT_TIMEOUT_S, Attempts, wait_until
 from tests.servers.ray_nodes import RayNodes, Role, ray_nodes
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
@@ -52,21 +50,12 @@ def waits(attempts: Attempts, job: JobId) -> list[tuple[ProgressRecord, Capacity
     return [(record, CapacityWait.model_validate(record.data)) for record in told]
 
 
-@contextlib.contextmanager
-def begun(attempts: Attempts, job: JobId) -> Iterator[subprocess.Popen[bytes]]:
-    process = attempts.start(job)
-    try:
-        yield process
-    finally:
-        kill(process)
-
-
 def test_a_job_for_spot_nodes_waits_for_one_and_says_so(
     cluster: RayNodes, attempts: Attempts, images: Path, undisturbed: str
 ) -> None:
     """Its features are there already: what waits is its trainer, beside an idle one on the wrong node."""
     job = attempts.accept(images, "patient", resources={"market": "spot"})
-    with begun(attempts, job) as process:
+    with attempts.begun(job) as process:
         wait_until(lambda: waits(attempts, job))
         record, wait = waits(attempts, job)[0]
         assert record.stage is Stage.FIT

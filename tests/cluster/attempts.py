@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,6 +97,15 @@ class Attempts:
         environment = {**self.ray.env, **short}
         with self._log_path(job, attempt).open("wb") as log:
             return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+
+    @contextlib.contextmanager
+    def begun(self, job: JobId, attempt: int = 1) -> Iterator[subprocess.Popen[bytes]]:
+        """The attempt's driver, killed at the end of the block."""
+        process = self.start(job, attempt)
+        try:
+            yield process
+        finally:
+            kill(process)
 
     def run(self, job: JobId, attempt: int = 1) -> int:
         """The attempt to its end; the exit code."""

@@ -17,7 +17,6 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from deploy.aws import account
 from deploy.aws.__main__ import cluster_yaml
 from ray_cluster.autoscaling.aws import FallbackProvider
-from services.contracts.ids import JobId
 from services.contracts.jobs import JobEventType
 from tests.chaos.fits import LONG, epochs, next_recovery, of_type, recoveries
 from tests.chaos.runner.jobs import draw
@@ -103,15 +102,6 @@ def result(process: subprocess.Popen[bytes]) -> dict[str, Any]:
     return json.loads(line)
 
 
-@contextlib.contextmanager
-def begun(attempts: Attempts, job: JobId) -> Iterator[subprocess.Popen[bytes]]:
-    process = attempts.start(job)
-    try:
-        yield process
-    finally:
-        kill(process)
-
-
 def test_nodes_come_leave_at_a_notice_and_go(
     ec2: FakeEc2, cluster: RayNodes, machines: Ec2Nodes, tmp_path: Path
 ) -> None:
@@ -134,7 +124,7 @@ def test_nodes_come_leave_at_a_notice_and_go(
     images = draw(tmp_path / "images", 0).images
     attempts = Attempts(cluster, (tmp_path / "bucket").as_uri())
     job = attempts.accept(images, "struck", resources={"market": "spot"}, **LONGER)
-    with begun(attempts, job) as driver:
+    with attempts.begun(job) as driver:
         _until(lambda: not machines.running)
         assert not of_type(attempts, job, JobEventType.EPOCH)
         assert {pool[0] for pool in ec2.pools_asked()[5:]} <= {"spot"}

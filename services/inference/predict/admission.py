@@ -9,7 +9,6 @@ from contextlib import ExitStack
 
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -22,16 +21,12 @@ from services.runtime.problems import error_response, request_id_of
 PATH = "/v1/models/{model_name}/predict"
 
 
-async def _answered_elsewhere(_request: Request) -> Response:
-    raise NotImplementedError
-
-
 class Admission:
     """ASGI middleware before the application of the inference gateway."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._route = Route(PATH, _answered_elsewhere, methods=["POST"])
+        self._route = Route(PATH, app, methods=["POST"])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         choice = self._choice_of(scope) if scope["type"] == "http" else None

@@ -1,7 +1,6 @@
 """The machines that chaos freezes and kills, as a whole and whatever their processes are doing."""
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -10,7 +9,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.servers.ray_environment import ROOT
 from tests.servers.ray_nodes import Node, RayNodes
 
 WITHIN_S = 20
@@ -20,24 +18,16 @@ IN_A_LOOP = "while True: pass"
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> RayNodes:
+def cluster(tmp_path: Path) -> Iterator[RayNodes]:
     """Without Ray."""
-    return RayNodes({}, tmp_path, 0, 0, persistent_head=False)
+    cluster = RayNodes(dict(os.environ), tmp_path, 0, 0, persistent_head=False)
+    yield cluster
+    cluster.close()
 
 
 @pytest.fixture
-def node(cluster: RayNodes, tmp_path: Path) -> Iterator[Node]:
-    root = subprocess.Popen(
-        [sys.executable, "-m", "tests.servers.machine"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=ROOT,
-        start_new_session=True,
-    )
-    node = Node("n1", "127.0.0.1", dict(os.environ), tmp_path, root)
-    cluster.nodes.append(node)
-    yield node
-    cluster.close()
+def node(cluster: RayNodes) -> Node:
+    return cluster.add_machine({})
 
 
 def run(node: Node, code: str) -> psutil.Process:
