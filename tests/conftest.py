@@ -32,6 +32,10 @@ CLUSTER = "cluster"
 """The mark of tests that start a Ray cluster; a file has it for all of its tests or for none."""
 END_TO_END = "e2e"
 """The folder of tests of a whole installation."""
+STRIKES = "chaos"
+"""The folder of tests that kill and freeze."""
+CAMPAIGN = "test_short_run"
+"""The one of them that strikes a whole deployment."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -42,15 +46,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that take longest begin first; of them, those that strike come last, when less runs beside them. Those of a
-    whole installation are for whoever is through with the others."""
-    order = [CLUSTER, "chaos", "others", END_TO_END]
+    """Of two processes one has those that start a cluster. What is killed and frozen needs to be noticed and replaced
+    in time, so those that strike come late, and the campaign last: beside tests of no cluster, or alone. Those of a
+    whole installation are the other process's first."""
+    order = [CLUSTER, STRIKES, CAMPAIGN, END_TO_END, "others"]
 
     def kind(item: pytest.Item) -> str:
         if item.get_closest_marker(CLUSTER) is None:
             return "others"
-        folder = item.path.parent.name
-        return folder if folder in order else CLUSTER
+        named = [name for name in (item.path.stem, item.path.parent.name) if name in order]
+        return named[0] if named else CLUSTER
 
     items.sort(key=lambda item: order.index(kind(item)))
 

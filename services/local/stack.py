@@ -37,6 +37,8 @@ from services.runtime.settings import Settings
 READY_WITHIN_S = 180.0
 POLL_S = 0.2
 PROBE_TIMEOUT_S = 5.0
+LIVING_NODES = "/api/v0/nodes?filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
+"""Of Ray's state API."""
 GATEWAY_STOP_S = 10.0
 RAY_STOP_S = 8.0
 LEFTOVER_GRACE_S = 1.5
@@ -237,14 +239,17 @@ def _is_gateway(process: psutil.Process, stack: _Stack) -> bool:
 async def _announce_when_ready(
     stack: _Stack, worked: asyncio.Event, children: tuple[Child, ...], ready: Callable[[str], None]
 ) -> None:
-    """Waits until the Jobs API and the gateway answer. Raises `StackFailed` after `READY_WITHIN_S`."""
-    ray_url, ray_headers = f"{stack.record.ray_dashboard_url}/api/jobs/", {"authorization": f"Bearer {stack.ray_token}"}
+    """Waits until the Jobs API answers, work would find a node, and the gateway answers. Raises `StackFailed` after
+    `READY_WITHIN_S`."""
+    ray_headers = {"authorization": f"Bearer {stack.ray_token}"}
     try:
         async with (
             asyncio.timeout(READY_WITHIN_S),
             httpx2.AsyncClient(timeout=PROBE_TIMEOUT_S, trust_env=False) as client,
         ):
-            await _until_it_answers(client, ray_url, ray_headers)
+            await _until_it_answers(client, f"{stack.record.ray_dashboard_url}/api/jobs/", ray_headers)
+            # The dashboard answers before the node is there, which on a crowded machine may have to start again.
+            await _until_it_answers(client, f"{stack.record.ray_dashboard_url}{LIVING_NODES}", ray_headers, _lists_any)
             await _until_it_answers(client, f"{stack.record.url}/readyz", {})
     except TimeoutError as error:
         tails = "\n".join(f"--- {child.log} ---\n{log_tail(child.log)}" for child in children)
@@ -254,9 +259,20 @@ async def _announce_when_ready(
     ready(stack.record.url)
 
 
-async def _until_it_answers(client: httpx2.AsyncClient, url: str, headers: dict[str, str]) -> None:
+async def _until_it_answers(
+    client: httpx2.AsyncClient,
+    url: str,
+    headers: dict[str, str],
+    suffices: Callable[[httpx2.Response], bool] = lambda _: True,
+) -> None:
     while True:
         with contextlib.suppress(httpx2.TransportError):
-            if (await client.get(url, headers=headers)).is_success:
+            response = await client.get(url, headers=headers)
+            if response.is_success and suffices(response):
                 return
         await asyncio.sleep(POLL_S)
+
+
+def _lists_any(response: httpx2.Response) -> bool:
+    """Of an answer of Ray's state API: whether it lists anything."""
+    return bool(response.json()["data"]["result"]["result"])

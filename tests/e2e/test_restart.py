@@ -2,6 +2,8 @@
 
 import signal
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
@@ -19,17 +21,32 @@ from tests.servers.local_stack import Orphans, clean_environment, run_command
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 
-def start(home: Path) -> tuple[BackgroundStack, str]:
-    background = BackgroundStack(home, clean_environment())
-    background.start()
-    return background, background.wait_until_ready().url
+@dataclass(slots=True)
+class Stacks:
+    """Those that a test started; a test that fails leaves none to the next."""
+
+    started: list[BackgroundStack] = field(default_factory=list[BackgroundStack])
+
+    def start(self, home: Path) -> tuple[BackgroundStack, str]:
+        background = BackgroundStack(home, clean_environment())
+        self.started.append(background)
+        background.start()
+        return background, background.wait_until_ready().url
+
+
+@pytest.fixture
+def stacks() -> Iterator[Stacks]:
+    begun = Stacks()
+    yield begun
+    for background in begun.started:
+        background.stop()
 
 
 def test_everything_dies_in_the_middle_of_a_job_and_the_job_finishes_after_the_next_start(
-    orphans: Orphans, tmp_path: Path, drawings: Path
+    orphans: Orphans, stacks: Stacks, tmp_path: Path, drawings: Path
 ) -> None:
     home = tmp_path / "home"
-    background, url = start(home)
+    background, url = stacks.start(home)
     with Rekindle(url) as client:
         dataset = client.datasets.create_from_prefix("objects", drawings.as_uri())
         job = client.training_jobs.create(TrainingJobSpec(dataset_id=dataset.id, backbone=BackboneName.REKINDLE_TINY))
@@ -39,7 +56,7 @@ def test_everything_dies_in_the_middle_of_a_job_and_the_job_finishes_after_the_n
                 break
     background.stop(signal.SIGKILL)
 
-    second, url = start(home)
+    second, url = stacks.start(home)
     refused = run_command("up", environment={"REKINDLE_HOME": str(home), "REKINDLE_PORT": "0"})
     assert refused.returncode == 1
     assert f"already runs in {home}" in refused.stderr
@@ -55,7 +72,7 @@ def test_everything_dies_in_the_middle_of_a_job_and_the_job_finishes_after_the_n
     assert not StackHome(home).ray_temp.exists()
 
     # A third start serves the model, with no job to run.
-    third, url = start(home)
+    third, url = stacks.start(home)
     with Rekindle(url) as client:
         assert [one.state for one in client.training_jobs.list()] == [JobState.SUCCEEDED]
         after = client.predict("objects", image).results[0]
@@ -65,8 +82,10 @@ def test_everything_dies_in_the_middle_of_a_job_and_the_job_finishes_after_the_n
     assert orphans.left() == []
 
 
-def test_a_gateway_and_a_ray_head_that_die_are_started_again(orphans: Orphans, tmp_path: Path, drawings: Path) -> None:
-    background, url = start(tmp_path / "home")
+def test_a_gateway_and_a_ray_head_that_die_are_started_again(
+    orphans: Orphans, stacks: Stacks, tmp_path: Path, drawings: Path
+) -> None:
+    background, url = stacks.start(tmp_path / "home")
     record = StackHome(tmp_path / "home").read_record()
     assert record is not None
     with Rekindle(url) as client:

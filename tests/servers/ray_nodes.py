@@ -37,8 +37,9 @@ from services.local.ray_head import free_ports
 from tests.servers.ray_environment import ROOT, ray_environment
 
 START_TIMEOUT_S = 120
-START_TRIES = 3
-"""`ray start` gives up after 30 s, as it may on a crowded machine; something starts it again in real life."""
+START_TRIES = 5
+"""`ray start` gives up after 30 s, and its raylet after 15 s without the dashboard's agent, which a crowded machine may
+take to begin; something starts it again in real life."""
 HEAD_IP = "127.0.0.2"
 """Not 127.0.0.1, in whose place Ray puts the machine's public address."""
 _OBJECT_STORE_BYTES = 80 * 1024 * 1024
