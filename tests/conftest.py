@@ -29,13 +29,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = "cluster"
-"""The mark of tests that start a Ray cluster; a file has it for all of its tests or for none."""
-END_TO_END = "e2e"
-"""The folder of tests of a whole installation."""
+"""The mark of tests that start a Ray cluster, which a file has for all of its tests or for none. The folder of the same
+name has those whose cluster is one node."""
 STRIKES = "chaos"
-"""The folder of tests that kill and freeze."""
+"""The folder of tests of clusters of several nodes, which come and go."""
 CAMPAIGN = "test_short_run"
 """The one of them that strikes a whole deployment."""
+END_TO_END = "e2e"
+"""The folder of tests of a whole installation, of one node as well."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -46,10 +47,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two processes one has those that start a cluster. What is killed and frozen needs to be noticed and replaced
-    in time, so those that strike come late, and the campaign last: beside tests of no cluster, or alone. Those of a
-    whole installation are the other process's first."""
-    order = [CLUSTER, STRIKES, CAMPAIGN, END_TO_END, "others"]
+    """Those that start a cluster begin first. What is killed and frozen needs to be noticed and replaced in time, so
+    the campaign comes last: beside tests of no cluster, or alone."""
+    order = [STRIKES, CAMPAIGN, END_TO_END, CLUSTER, "others"]
 
     def kind(item: pytest.Item) -> str:
         if item.get_closest_marker(CLUSTER) is None:
@@ -61,15 +61,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class ByCluster(LoadScopeScheduling):
-    """Where several processes share the tests out, one has all that start a Ray cluster, but for those of a whole
-    installation: more clusters at a time are more than two cores can bear. The others go file by file, with their
-    fixtures."""
+    """Where several processes share the tests out, one has all of clusters of several nodes, which have the same
+    addresses, and one all others that start a cluster: more at a time are more than two cores can bear. The rest goes
+    file by file, with its fixtures."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
         if not _starts_clusters(path):
             return path
-        return END_TO_END if Path(path).parent.name == END_TO_END else CLUSTER
+        return STRIKES if Path(path).parent.name == STRIKES else CLUSTER
 
 
 @cache
