@@ -28,7 +28,7 @@ MAX_BATCH_BYTES = 16 * 1024 * 1024
 PLACE_S = 0.1
 """So long is a place kept for an image that is still to come: longer than one takes that is sent at once, and not as
 long as a slow client or a bucket may take, who would keep places from others while nothing waits."""
-STAY_S = 0.25
+STAY_S = 0.16
 """How long the last image that is taken in stays, at the pace of late."""
 MIN_INSIDE = 48
 """So many may be there at any pace, under way or waiting: as many as are sent for three requests at the same time."""

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from services.inference.context import Inference
+from services.inference.direct import ReplicaAddresses
 from services.inference.explain import routes as explain_routes
 from services.inference.explain.operations import Explainer
 from services.inference.predict import measures, michaniki, routes
@@ -31,7 +32,9 @@ def build_parts(settings: Settings, database: Database, store: ObjectStore) -> G
     Every gateway is built from these three; this one leaves the bucket to the replicas.
     """
     del store
-    replicas = Replicas(settings.serve_url, max_replicas=settings.serve_max_replicas)
+    token = settings.ray_token.get_secret_value() if settings.ray_token else None
+    addresses = ReplicaAddresses(settings.ray_dashboard_url, token=token)
+    replicas = Replicas(settings.serve_url, addresses, max_replicas=settings.serve_max_replicas)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
@@ -39,6 +42,7 @@ def build_parts(settings: Settings, database: Database, store: ObjectStore) -> G
         shadows = Shadows(replicas)
         predictor = Predictor(resolver, replicas, shadows, settings.predict_deadline_s)
         measures.WAITING.set_function(replicas.waiting_count)
+        addresses.start()
         explainer = Explainer(resolver, replicas, settings.predict_deadline_s)
         app.state.inference = Inference(settings, predictor, explainer)
         try:

@@ -1,4 +1,4 @@
-"""Asking a trunk's replicas through Ray Serve's HTTP proxy, as `contracts/serving.py` says.
+"""Asking a trunk's replicas over HTTP, at their own ports or through Ray Serve's proxy, as `contracts/serving.py` says.
 
 A replica's answer is final. Everything that means "not up yet" (no connection, no application at the route, a proxy
 without replicas) is waited out: the request is held and tried again until its deadline.
@@ -24,6 +24,7 @@ from services.contracts.ids import TrunkId
 from services.contracts.predictions import NDJSON, Prediction
 from services.contracts.serving import CHALLENGER_HEADER, ReplicaQuestion, ReplicaScore, pack, trunk_route
 from services.inference.courier import Courier, Parcel, give_up_place
+from services.inference.direct import ReplicaAddresses
 from services.inference.predict.queries import ServedVersion
 from services.inference.replica_answers import (
     ExplainedMap,
@@ -53,8 +54,13 @@ LONGEST_WAIT_S = 1.0
 MAX_CRASHES = 3
 """Answers with status 500 in a row that are put down to a replica that died with the request; then it is a fault."""
 HEALTH_TIMEOUT_S = 3.0
+CONNECT_S = 3.0
 
 _BODY = {"content-type": "application/octet-stream"}
+
+
+def _within(timeout_s: float) -> httpx2.Timeout:
+    return httpx2.Timeout(timeout_s, connect=min(timeout_s, CONNECT_S))
 
 
 class PendingScore:
@@ -86,12 +92,18 @@ class Replicas:
     """The trunks' replicas. One per process; `aclose` it."""
 
     def __init__(
-        self, serve_url: str, *, max_replicas: int = 1, transport: httpx2.AsyncBaseTransport | None = None
+        self,
+        serve_url: str,
+        addresses: ReplicaAddresses,
+        *,
+        max_replicas: int = 1,
+        transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        """`serve_url` is where Serve's proxy answers, e.g. `http://127.0.0.1:8000`.
+        """`serve_url` is where Serve's proxy answers, e.g. `http://127.0.0.1:8000`; `addresses` are the replicas' own.
 
         A trunk has `max_replicas` at most.
         """
+        self._addresses = addresses
         self._client = httpx2.AsyncClient(
             base_url=serve_url,
             transport=transport,
@@ -112,6 +124,7 @@ class Replicas:
         for courier in self._couriers.values():
             await courier.aclose()
         await self._client.aclose()
+        await self._addresses.aclose()
 
     def waiting_count(self) -> int:
         """Images that wait in this gateway for a call to a replica."""
@@ -211,12 +224,12 @@ class Replicas:
         try:
             async with asyncio.timeout(timeout_s):
                 return await asking
+        except (httpx2.ConnectError, httpx2.ConnectTimeout):
+            return NotUp("Ray Serve cannot be reached")
         except (TimeoutError, httpx2.TimeoutException):
             return NotUp(f"no replica answered within {timeout_s:.1f} s", timed_out=True)
-        except httpx2.ConnectError:
-            return NotUp("Ray Serve cannot be reached")
         except httpx2.TransportError as error:
-            return NotUp(f"the connection to Ray Serve broke ({type(error).__name__})")
+            return NotUp(f"the connection to Ray Serve broke ({type(error).__name__})", crashed=True)
 
     def _courier_of(self, trunk_id: TrunkId) -> Courier[ImageAnswer]:
         courier = self._couriers.get(trunk_id)
@@ -233,26 +246,29 @@ class Replicas:
             ReplicaQuestion(model=each.model, version=each.version, top_k=each.top_k, size_bytes=len(each.image))
             for each in parcels
         ]
-        response = await self._client.post(
-            f"{trunk_route(trunk_id)}/predict-batch",
-            headers=_BODY,
-            content=pack(questions, [each.image for each in parcels]),
-            timeout=timeout_s,
-        )
+        with self._addresses.for_call(trunk_route(trunk_id)) as address:
+            response = await self._client.post(
+                f"{address}{trunk_route(trunk_id)}/predict-batch",
+                headers=_BODY,
+                content=pack(questions, [each.image for each in parcels]),
+                timeout=_within(timeout_s),
+            )
         return read_answers(response, len(parcels))
 
     async def _ask_beside(
         self, served: ServedVersion, challenger: int, image: bytes, top_k: int, timeout_s: float
     ) -> "tuple[list[Prediction], PendingScore | None] | NotUp":
-        request = self._client.build_request(
-            "POST",
-            f"{trunk_route(served.trunk_id)}/predict",
-            params={"model": served.model_name, "version": served.version, "top_k": top_k},
-            headers={**_BODY, CHALLENGER_HEADER: str(challenger)},
-            content=image,
-            timeout=timeout_s,
-        )
+        route = trunk_route(served.trunk_id)
         async with self._share_of(served.model_name), AsyncExitStack() as opened:
+            address = opened.enter_context(self._addresses.for_call(route))
+            request = self._client.build_request(
+                "POST",
+                f"{address}{route}/predict",
+                params={"model": served.model_name, "version": served.version, "top_k": top_k},
+                headers={**_BODY, CHALLENGER_HEADER: str(challenger)},
+                content=image,
+                timeout=_within(timeout_s),
+            )
             response = await self._client.send(request, stream=True)
             opened.push_async_callback(response.aclose)
             if not response.headers.get("content-type", "").startswith(NDJSON):
@@ -270,13 +286,14 @@ class Replicas:
         self, served: ServedVersion, image: bytes, label: str | None, form: ExplanationFormat, timeout_s: float
     ) -> ExplainedMap | ExplainedPicture | NotUp:
         query = {"model": served.model_name, "version": str(served.version), "format": form}
-        response = await self._client.post(
-            f"{trunk_route(served.trunk_id)}/explain",
-            params=query if label is None else query | {"label": label},
-            headers=_BODY,
-            content=image,
-            timeout=timeout_s,
-        )
+        with self._addresses.for_call(trunk_route(served.trunk_id)) as address:
+            response = await self._client.post(
+                f"{address}{trunk_route(served.trunk_id)}/explain",
+                params=query if label is None else query | {"label": label},
+                headers=_BODY,
+                content=image,
+                timeout=_within(timeout_s),
+            )
         return read_explanation(response)
 
     def _share_of(self, model_name: str) -> asyncio.Semaphore:

@@ -48,6 +48,10 @@ _CLUSTER_DEFAULTS = {
     "RAY_enable_worker_prestart": "0",
     "RAY_num_workers_soft_limit": "2",
     "RAY_idle_worker_killing_time_threshold_ms": "5000",
+    # Replicas listen themselves, so that predictions need not go through Serve's one proxy. One that is going to end
+    # answers for some seconds after it is listed no more.
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
     # For the receipts of jobs: this machine costs nothing.
     "REKINDLE_INSTANCE_TYPE": "local",
 }

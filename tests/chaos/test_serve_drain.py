@@ -6,8 +6,12 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx2
 import numpy as np
@@ -18,6 +22,7 @@ from services.contracts.backbones import BackboneName
 from services.contracts.errors import RekindleError
 from services.contracts.models import TrunkManifest
 from services.contracts.serving import application_name
+from services.inference.direct import PROXY, ReplicaAddresses
 from services.inference.predict.queries import ServedVersion
 from services.inference.replicas import Replicas
 from services.local.ray_head import free_ports
@@ -35,12 +40,14 @@ POLL_S = 0.5
 NOTICE_S = 25
 MARGIN_S = 10
 PREDICT_DEADLINE_S = 30
-CALLERS = 4
+CALLERS = 2
+"""That ask without a break by each way."""
+DIRECT_INGRESS = {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5"}
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayNodes]:
-    with ray_nodes(spots=2) as cluster:
+    with ray_nodes(spots=2, env=DIRECT_INGRESS) as cluster:
         yield cluster
 
 
@@ -81,7 +88,7 @@ def test_replicas_move_before_the_node_goes_and_no_request_fails(
 ) -> None:
     bucket_uri, manifest = trunk
     (port,) = free_ports(1)
-    config = desired_config([manifest.trunk_id], ServeTarget(bucket_uri, HEAD_IP, port))
+    config = desired_config([manifest.trunk_id], ServeTarget(bucket_uri, "0.0.0.0", port))
     url = f"{cluster.dashboard_url}/api/serve/applications/"
     httpx2.put(url, json=config, timeout=WAIT_S).raise_for_status()
 
@@ -95,11 +102,14 @@ def test_replicas_move_before_the_node_goes_and_no_request_fails(
     assert [cluster.node_of(proxy.pid) for proxy in cluster.processes(Role.SERVE_PROXY)] == [cluster.head]
     with fake_imds() as imds:
         watch(cluster, node, imds)
-        answered, failures = asyncio.run(
-            predict_while(f"http://{HEAD_IP}:{port}", manifest, lambda: lose(cluster, node, imds))
-        )
-    assert failures == []
-    assert answered > 0
+        ways = Ways(f"http://{HEAD_IP}:{port}", cluster.dashboard_url)
+        asyncio.run(ways.predict_while(manifest, lambda: lose(cluster, node, imds)))
+    assert ways.failures == []
+    assert ways.answered["proxy"] > 0
+    assert ways.answered["direct"] > 0
+    asked = [address for address in ways.addresses.asked if address != PROXY]
+    assert len(asked) > ways.answered["direct"] / 2
+    assert {urlsplit(address).hostname for address in asked} > {node.ip}, "before and after"
     assert node not in [cluster.node_of(each.pid) for each in cluster.processes(Role.SERVE_REPLICA)]
 
 
@@ -169,31 +179,58 @@ def lose(cluster: RayNodes, node: Node, imds: FakeImds) -> None:
     wait_for(lambda: cluster.node_states()[node.node_id] == "DEAD", "the node's death to be known")
 
 
-async def predict_while(url: str, trunk: TrunkManifest, disturb: Callable[[], None]) -> tuple[int, list[str]]:
-    """Asks without a break until `disturb` is done; how many were answered, and what the others failed with."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.full((48, 64, 3), 90, np.uint8)).save(buffer, "PNG")
-    served = ServedVersion(model_name="flowers", version=1, trunk_id=trunk.trunk_id)
-    replicas = Replicas(url)
-    loop = asyncio.get_running_loop()
-    done = asyncio.Event()
-    failures: list[str] = []
+class NotedAddresses(ReplicaAddresses):
+    """Keeps which were asked, in order."""
 
-    async def ask_always() -> int:
-        answered = 0
-        while not done.is_set():
-            try:
-                await replicas.predict(served, buffer.getvalue(), 3, loop.time() + PREDICT_DEADLINE_S)
-                answered += 1
-            except RekindleError as error:
-                failures.append(repr(error))
-        return answered
+    def __init__(self, dashboard_url: str) -> None:
+        super().__init__(dashboard_url)
+        self.asked: list[str] = []
 
-    callers = [asyncio.create_task(ask_always()) for _ in range(CALLERS)]
-    try:
-        await asyncio.to_thread(disturb)
-    finally:
-        done.set()
-    answered = sum(await asyncio.gather(*callers))
-    await replicas.aclose()
-    return answered, failures
+    @contextmanager
+    def for_call(self, route: str) -> Generator[str]:
+        with super().for_call(route) as address:
+            self.asked.append(address)
+            yield address
+
+
+@dataclass(slots=True)
+class Ways:
+    """Both ways from a gateway to the replicas, in use at the same time."""
+
+    serve_url: str
+    dashboard_url: str
+    answered: Counter[str] = field(default_factory=Counter[str])
+    failures: list[str] = field(default_factory=list[str])
+    addresses: NotedAddresses = field(init=False)
+
+    async def predict_while(self, trunk: TrunkManifest, disturb: Callable[[], None]) -> None:
+        """Asks without a break until `disturb` is done."""
+        self.addresses = NotedAddresses(self.dashboard_url)
+        await self.addresses.refresh()
+        self.addresses.start()
+        ways = {
+            "direct": Replicas(self.serve_url, self.addresses),
+            "proxy": Replicas(self.serve_url, ReplicaAddresses(self.dashboard_url)),
+        }
+        buffer = io.BytesIO()
+        Image.fromarray(np.full((48, 64, 3), 90, np.uint8)).save(buffer, "PNG")
+        served = ServedVersion(model_name="flowers", version=1, trunk_id=trunk.trunk_id)
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+
+        async def ask_always(way: str) -> None:
+            while not done.is_set():
+                try:
+                    await ways[way].predict(served, buffer.getvalue(), 3, loop.time() + PREDICT_DEADLINE_S)
+                    self.answered[way] += 1
+                except RekindleError as error:
+                    self.failures.append(f"{way}: {error!r}")
+
+        callers = [asyncio.create_task(ask_always(way)) for way in ways for _ in range(CALLERS)]
+        try:
+            await asyncio.to_thread(disturb)
+        finally:
+            done.set()
+        await asyncio.gather(*callers)
+        for replicas in ways.values():
+            await replicas.aclose()
