@@ -21,6 +21,9 @@ LIST_EVERY_S = 1.0
 LIST_TIMEOUT_S = 5.0
 AVOID_S = 10.0
 """How long an address is left alone after a call did not reach it."""
+MAX_AGE_S = 30.0
+"""How long a list is good for while Ray's head tells nothing new: replicas outlive it, but some day others may have their
+ports."""
 HTTP = "HTTP"
 """The protocol among those that replicas listen for."""
 PROXY = ""
@@ -66,6 +69,7 @@ class ReplicaAddresses:
         )
         self._listed: Mapping[str, Sequence[str]] = {}
         """By route."""
+        self._listed_at_s = 0.0
         self._avoided: dict[str, float] = {}
         """Until when, by the event loop's clock."""
         self._calls: Counter[str] = Counter()
@@ -91,7 +95,8 @@ class ReplicaAddresses:
         call again.
         """
         now_s = asyncio.get_running_loop().time()
-        usable = [each for each in self._listed.get(route, ()) if self._avoided.get(each, 0.0) <= now_s]
+        listed = self._listed.get(route, ()) if now_s - self._listed_at_s <= MAX_AGE_S else ()
+        usable = [each for each in listed if self._avoided.get(each, 0.0) <= now_s]
         address = min(usable, key=self._calls.__getitem__, default=PROXY)
         self._calls[address] += 1
         try:
@@ -101,14 +106,18 @@ class ReplicaAddresses:
             raise
         finally:
             self._calls[address] -= 1
+            if not self._calls[address]:
+                del self._calls[address]
 
     async def refresh(self) -> None:
         """Asks for the list. Raises `httpx2.HTTPError` or `ValidationError`, and then keeps the old one."""
+        asked_at_s = asyncio.get_running_loop().time()
         response = await self._client.get("/api/serve/applications/")
         groups = _Serve.model_validate_json(response.raise_for_status().content).target_groups
         self._listed = {
             group.route_prefix: [_address(each) for each in group.targets] for group in groups if group.protocol == HTTP
         }
+        self._listed_at_s = asked_at_s
         known = {address for addresses in self._listed.values() for address in addresses}
         self._avoided = {address: until_s for address, until_s in self._avoided.items() if address in known}
 
@@ -118,7 +127,6 @@ class ReplicaAddresses:
             try:
                 await self.refresh()
             except (httpx2.HTTPError, ValidationError) as error:
-                # What is known goes on to be used: replicas outlive the dashboard.
                 if works:
                     _log.info("replica_addresses.unknown", reason=f"{type(error).__name__}: {error}")
                 works = False

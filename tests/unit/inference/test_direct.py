@@ -121,6 +121,12 @@ async def test_what_is_known_is_kept_while_nothing_is_told(
         assert address in (FIRST, SECOND)
 
 
+async def test_an_old_list_is_not_used(addresses: ReplicaAddresses, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "MAX_AGE_S", -1.0)
+    with addresses.for_call("/trunks/a") as address:
+        assert address == PROXY
+
+
 async def test_an_address_of_version_6(addresses: ReplicaAddresses, dashboard: Dashboard) -> None:
     dashboard.groups = [group("/trunks/a", [{"ip": "fd00::7", "port": 30001}])]
     await addresses.refresh()
