@@ -1,5 +1,7 @@
 """What the gateways and Ray Serve agree on: one Serve application per trunk, and its HTTP calls.
 
+All calls are the same at Serve's proxy (`serve_url`) and at a replica's own port.
+
 `POST {serve_url}{trunk_route(trunk_id)}/predict` carries one encoded image as the raw body. Query: `model`, `version`,
 `top_k`. 200 answers `ReplicaPrediction`; 422 `ReplicaError` for an image that cannot be used; 404 `ReplicaError` for a
 version that does not exist; 503 with `Retry-After` when the replica's queue is full and no other model has more images

@@ -22,8 +22,8 @@ LIST_TIMEOUT_S = 5.0
 AVOID_S = 10.0
 """How long an address is left alone after a call did not reach it."""
 MAX_AGE_S = 30.0
-"""How long a list is good for while Ray's head tells nothing new: replicas outlive it, but some day others may have their
-ports."""
+"""How long a list is good for while Ray's head tells nothing new: replicas outlive the head, but some day others may
+have their ports."""
 HTTP = "HTTP"
 """The protocol among those that replicas listen for."""
 PROXY = ""
