@@ -18,12 +18,16 @@ import structlog
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 LIST_EVERY_S = 1.0
+LOOK_AGAIN_S = 5.0
+"""Where none is listed: most clusters open no such ports."""
 LIST_TIMEOUT_S = 5.0
 AVOID_S = 10.0
 """How long an address is left alone after a call did not reach it."""
 MAX_AGE_S = 30.0
 """How long a list is good for while Ray's head tells nothing new: replicas outlive the head, but some day others may
 have their ports."""
+PROXIES_ROUTE = "/"
+"""Of the group in which Serve lists its proxies, where they are the only way."""
 HTTP = "HTTP"
 """The protocol among those that replicas listen for."""
 PROXY = ""
@@ -115,7 +119,9 @@ class ReplicaAddresses:
         response = await self._client.get("/api/serve/applications/")
         groups = _Serve.model_validate_json(response.raise_for_status().content).target_groups
         self._listed = {
-            group.route_prefix: [_address(each) for each in group.targets] for group in groups if group.protocol == HTTP
+            group.route_prefix: [_address(each) for each in group.targets]
+            for group in groups
+            if group.protocol == HTTP and group.route_prefix != PROXIES_ROUTE
         }
         self._listed_at_s = asked_at_s
         known = {address for addresses in self._listed.values() for address in addresses}
@@ -132,7 +138,7 @@ class ReplicaAddresses:
                 works = False
             else:
                 works = True
-            await asyncio.sleep(LIST_EVERY_S)
+            await asyncio.sleep(LIST_EVERY_S if works and self._listed else LOOK_AGAIN_S)
 
 
 def _address(target: _Target) -> str:

@@ -51,7 +51,8 @@ def dashboard() -> Dashboard:
 
 @pytest.fixture
 def urls(proxy: FakeServe, dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> Generator[dict[str, str]]:
-    monkeypatch.setattr(direct, "LIST_EVERY_S", 0.02)
+    for name in ("LIST_EVERY_S", "LOOK_AGAIN_S"):
+        monkeypatch.setattr(direct, name, 0.02)
     with running(proxy, free_port()) as serve_url, running(dashboard, free_port()) as dashboard_url:
         yield {"serve_url": serve_url, "ray_dashboard_url": dashboard_url}
 

@@ -55,8 +55,13 @@ async def test_who_has_the_fewest_calls_is_asked(addresses: ReplicaAddresses, da
     assert dashboard.tokens == ["Bearer secret"]
 
 
-async def test_a_route_that_is_not_listed_is_the_proxys(addresses: ReplicaAddresses) -> None:
+async def test_a_route_that_is_not_listed_is_the_proxys(addresses: ReplicaAddresses, dashboard: Dashboard) -> None:
     with addresses.for_call("/trunks/b") as address:
+        assert address == PROXY
+    # As Serve lists them where replicas have no ports of their own.
+    dashboard.groups = [group("/", TARGETS)]
+    await addresses.refresh()
+    with addresses.for_call("/trunks/a") as address:
         assert address == PROXY
 
 
