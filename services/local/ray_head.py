@@ -52,6 +52,8 @@ _CLUSTER_DEFAULTS = {
     # answers for some seconds after it is listed no more.
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+    # What a replica does between a request's bytes and its threads takes no time worth a loop of its own.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     # For the receipts of jobs: this machine costs nothing.
     "REKINDLE_INSTANCE_TYPE": "local",
 }
