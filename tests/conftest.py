@@ -15,7 +15,6 @@ pytest_plugins = [
     "tests.servers.s3",
     "tests.servers.ec2",
     "tests.servers.postgres",
-    "tests.servers.ray_local",
     "tests.servers.data",
     "tests.servers.training",
     "tests.servers.platform",
@@ -33,8 +32,8 @@ CLUSTER = "cluster"
 name has those whose cluster is one node."""
 STRIKES = "chaos"
 """The folder of tests of clusters of several nodes, which come and go."""
-CAMPAIGN = "test_short_run"
-"""The one of them that strikes a whole deployment."""
+CAMPAIGN = "campaign"
+"""The folder of the one that strikes a whole deployment, which is made of several nodes as well."""
 END_TO_END = "e2e"
 """The folder of tests of a whole installation, of one node as well."""
 
@@ -54,8 +53,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def kind(item: pytest.Item) -> str:
         if item.get_closest_marker(CLUSTER) is None:
             return "others"
-        named = [name for name in (item.path.stem, item.path.parent.name) if name in order]
-        return named[0] if named else CLUSTER
+        folder = item.path.parent.name
+        return folder if folder in order else CLUSTER
 
     items.sort(key=lambda item: order.index(kind(item)))
 
@@ -69,7 +68,7 @@ class ByCluster(LoadScopeScheduling):
         path = nodeid.partition("::")[0]
         if not _starts_clusters(path):
             return path
-        return STRIKES if Path(path).parent.name == STRIKES else CLUSTER
+        return STRIKES if Path(path).parent.name in (STRIKES, CAMPAIGN) else CLUSTER
 
 
 @cache

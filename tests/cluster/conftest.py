@@ -8,10 +8,12 @@ from PIL import Image
 
 from services.contracts.ids import JobId
 from tests.cluster.attempts import Attempts
-from tests.servers.ray_local import LocalRay
+from tests.servers.ray_local import LocalRay, ray_local
+
+__all__ = ["ray_local"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def attempts(ray_local: LocalRay, tmp_path_factory: pytest.TempPathFactory) -> Attempts:
     return Attempts(ray_local, tmp_path_factory.mktemp("bucket").as_uri())
 
@@ -31,7 +33,7 @@ def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def undisturbed(attempts: Attempts, drawings: Path) -> JobId:
     """A job that nothing happened to, run as a Ray job."""
     job = attempts.accept(drawings, "drawings", seed=3)

@@ -88,9 +88,9 @@ def running_stack(home: Path, environment: dict[str, str] | None = None) -> Iter
     assert status == 0, background.log.read_text()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack(tmp_path_factory: pytest.TempPathFactory, data_dir: Path, mobilenet_weights: Path) -> Iterator[LocalStack]:
-    """One stack for all tests, with the pretrained MobileNetV2 as `base`."""
+    """One stack for all tests of the folder whose conftest imports this, with the pretrained MobileNetV2 as `base`."""
     environment = {
         "REKINDLE_BASE_BACKBONE": "mobilenet_v2",
         "REKINDLE_BASE_WEIGHTS": mobilenet_weights.as_uri(),

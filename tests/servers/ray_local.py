@@ -35,9 +35,10 @@ class LocalRay:
     temp_dir: Path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def ray_local() -> Iterator[LocalRay]:
-    """A Ray head with 8 logical CPUs of its own, gone at the end with everything that it started."""
+    """A Ray head with 8 logical CPUs of its own, gone with everything that it started after the folder whose conftest
+    imports this: idle, it would take from the tests after it what several processes do."""
     # A Unix socket's path has at most 107 bytes, and Ray's lie deep: pytest's own folders are too long.
     temp_dir = Path(tempfile.mkdtemp(prefix="rk-", dir="/tmp"))
     gcs, dashboard, agent, metrics, runtime_env, client = _free_ports(6)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers.ray_environment import ROOT
+
 START_TIMEOUT_S = 90
 STOP_TIMEOUT_S = 10
 START_TRIES = 3
@@ -88,8 +90,8 @@ def _start(log: Path) -> tuple[subprocess.Popen[bytes], str]:
         port = _free_port()
         endpoint_url = f"http://127.0.0.1:{port}"
         with log.open("ab") as output:
-            command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            command = [sys.executable, "-m", "tests.servers.moto_s3", "-H", "127.0.0.1", "-p", str(port)]
+            process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         try:
             if _wait_until_healthy(process, endpoint_url):
                 return process, endpoint_url

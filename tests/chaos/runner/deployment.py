@@ -155,7 +155,7 @@ def deployment(*, nodes: int = 3, max_running_jobs: int = 2) -> Iterator[Deploym
         database = postgres.server.create_database()
 
         front_port, s3_port, *gateway_ports = free_ports(5)
-        control.start([sys.executable, "-m", "moto.server", "-H", LOCALHOST, "-p", str(s3_port)])
+        control.start([sys.executable, "-m", "tests.servers.moto_s3", "-H", LOCALHOST, "-p", str(s3_port)])
         s3 = S3Front(front_port, s3_port, control)
         server = S3Server(f"http://{LOCALHOST}:{s3_port}", 0)
         wait_for(lambda: answers(f"{server.endpoint_url}/moto-api/data.json"), "the S3 server", control.log_text)
