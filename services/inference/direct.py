@@ -5,7 +5,7 @@ cores, and all calls go through one process. Where replicas listen as well, Serv
 load balancers, and the gateway is one. Where it lists none, or none can be reached, there is the proxy.
 
 A replica that is going to end is listed no more and answers for a while yet (`RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_
-PERIOD_S`), so a list must not get older than that. Who has the fewest calls of this gateway under way is asked next.
+PERIOD_S`), in which the list has been read anew. Who has the fewest calls of this gateway under way is asked next.
 """
 
 import asyncio
@@ -16,6 +16,8 @@ from contextlib import contextmanager
 import httpx2
 import structlog
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from services.runtime.ray_dashboard import dashboard_client
 
 LIST_EVERY_S = 1.0
 LOOK_AGAIN_S = 5.0
@@ -64,13 +66,7 @@ class ReplicaAddresses:
         self, dashboard_url: str, *, token: str | None = None, transport: httpx2.AsyncBaseTransport | None = None
     ) -> None:
         """`dashboard_url` and `token` are of the Ray cluster. Nothing is asked before `start`."""
-        self._client = httpx2.AsyncClient(
-            base_url=dashboard_url,
-            headers={"authorization": f"Bearer {token}"} if token else {},
-            timeout=LIST_TIMEOUT_S,
-            transport=transport,
-            trust_env=False,
-        )
+        self._client = dashboard_client(dashboard_url, token=token, timeout_s=LIST_TIMEOUT_S, transport=transport)
         self._listed: Mapping[str, Sequence[str]] = {}
         """By route."""
         self._listed_at_s = 0.0

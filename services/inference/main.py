@@ -32,8 +32,7 @@ def build_parts(settings: Settings, database: Database, store: ObjectStore) -> G
     Every gateway is built from these three; this one leaves the bucket to the replicas.
     """
     del store
-    token = settings.ray_token.get_secret_value() if settings.ray_token else None
-    addresses = ReplicaAddresses(settings.ray_dashboard_url, token=token)
+    addresses = ReplicaAddresses(settings.ray_dashboard_url, token=settings.ray_bearer_token)
     replicas = Replicas(settings.serve_url, addresses, max_replicas=settings.serve_max_replicas)
 
     @asynccontextmanager

@@ -9,7 +9,7 @@ as much as the trunk does. Those of an alias with a challenger go one by one, ea
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack
 from functools import partial
 from typing import TypeVar
@@ -246,14 +246,8 @@ class Replicas:
             ReplicaQuestion(model=each.model, version=each.version, top_k=each.top_k, size_bytes=len(each.image))
             for each in parcels
         ]
-        with self._addresses.for_call(trunk_route(trunk_id)) as address:
-            response = await self._client.post(
-                f"{address}{trunk_route(trunk_id)}/predict-batch",
-                headers=_BODY,
-                content=pack(questions, [each.image for each in parcels]),
-                timeout=_within(timeout_s),
-            )
-        return read_answers(response, len(parcels))
+        body = pack(questions, [each.image for each in parcels])
+        return read_answers(await self._post(trunk_id, "predict-batch", {}, body, timeout_s), len(parcels))
 
     async def _ask_beside(
         self, served: ServedVersion, challenger: int, image: bytes, top_k: int, timeout_s: float
@@ -286,15 +280,19 @@ class Replicas:
         self, served: ServedVersion, image: bytes, label: str | None, form: ExplanationFormat, timeout_s: float
     ) -> ExplainedMap | ExplainedPicture | NotUp:
         query = {"model": served.model_name, "version": str(served.version), "format": form}
-        with self._addresses.for_call(trunk_route(served.trunk_id)) as address:
-            response = await self._client.post(
-                f"{address}{trunk_route(served.trunk_id)}/explain",
-                params=query if label is None else query | {"label": label},
-                headers=_BODY,
-                content=image,
-                timeout=_within(timeout_s),
+        if label is not None:
+            query["label"] = label
+        return read_explanation(await self._post(served.trunk_id, "explain", query, image, timeout_s))
+
+    async def _post(
+        self, trunk_id: TrunkId, call: str, query: Mapping[str, str], body: bytes, timeout_s: float
+    ) -> httpx2.Response:
+        """A replica's whole answer to one call."""
+        route = trunk_route(trunk_id)
+        with self._addresses.for_call(route) as address:
+            return await self._client.post(
+                f"{address}{route}/{call}", params=query, headers=_BODY, content=body, timeout=_within(timeout_s)
             )
-        return read_explanation(response)
 
     def _share_of(self, model_name: str) -> asyncio.Semaphore:
         return self._shares.setdefault(model_name, asyncio.Semaphore(MODEL_CONNECTIONS))

@@ -25,6 +25,13 @@ DEATH_DETECTION = {
 }
 """How soon a lost node counts as dead. Of the whole cluster's environment, and of its head's above all."""
 
+DIRECT_INGRESS = {
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+    # A replica that is going to end answers for so long after it is listed no more.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+}
+"""Replicas listen themselves, so that predictions need not go through Serve's one proxy."""
+
 CLUSTER_ENVIRONMENT = {
     **DEATH_DETECTION,
     # One thread per process: the work is spread over processes, and the thread count changes a result's bits.
@@ -48,10 +55,7 @@ _CLUSTER_DEFAULTS = {
     "RAY_enable_worker_prestart": "0",
     "RAY_num_workers_soft_limit": "2",
     "RAY_idle_worker_killing_time_threshold_ms": "5000",
-    # Replicas listen themselves, so that predictions need not go through Serve's one proxy. One that is going to end
-    # answers for some seconds after it is listed no more.
-    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+    **DIRECT_INGRESS,
     # What a replica does between a request's bytes and its threads takes no time worth a loop of its own.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     # For the receipts of jobs: this machine costs nothing.

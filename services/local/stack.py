@@ -32,6 +32,7 @@ from services.local.ray_head import (
     free_ports,
     ray_command,
 )
+from services.runtime.ray_dashboard import dashboard_client
 from services.runtime.settings import Settings
 
 READY_WITHIN_S = 180.0
@@ -241,16 +242,16 @@ async def _announce_when_ready(
 ) -> None:
     """Waits until the Jobs API answers, work would find a node, and the gateway answers. Raises `StackFailed` after
     `READY_WITHIN_S`."""
-    ray_headers = {"authorization": f"Bearer {stack.ray_token}"}
     try:
         async with (
             asyncio.timeout(READY_WITHIN_S),
-            httpx2.AsyncClient(timeout=PROBE_TIMEOUT_S, trust_env=False) as client,
+            dashboard_client(stack.record.ray_dashboard_url, token=stack.ray_token, timeout_s=PROBE_TIMEOUT_S) as ray,
+            httpx2.AsyncClient(base_url=stack.record.url, timeout=PROBE_TIMEOUT_S, trust_env=False) as gateway,
         ):
-            await _until_it_answers(client, f"{stack.record.ray_dashboard_url}/api/jobs/", ray_headers)
+            await _until_it_answers(ray, "/api/jobs/")
             # The dashboard answers before the node is there, which on a crowded machine may have to start again.
-            await _until_it_answers(client, f"{stack.record.ray_dashboard_url}{LIVING_NODES}", ray_headers, _lists_any)
-            await _until_it_answers(client, f"{stack.record.url}/readyz", {})
+            await _until_it_answers(ray, LIVING_NODES, _lists_any)
+            await _until_it_answers(gateway, "/readyz")
     except TimeoutError as error:
         tails = "\n".join(f"--- {child.log} ---\n{log_tail(child.log)}" for child in children)
         raise StackFailed(f"not ready after {READY_WITHIN_S:g} s:\n{tails}") from error
@@ -260,14 +261,11 @@ async def _announce_when_ready(
 
 
 async def _until_it_answers(
-    client: httpx2.AsyncClient,
-    url: str,
-    headers: dict[str, str],
-    suffices: Callable[[httpx2.Response], bool] = lambda _: True,
+    client: httpx2.AsyncClient, path: str, suffices: Callable[[httpx2.Response], bool] = lambda _: True
 ) -> None:
     while True:
         with contextlib.suppress(httpx2.TransportError):
-            response = await client.get(url, headers=headers)
+            response = await client.get(path)
             if response.is_success and suffices(response):
                 return
         await asyncio.sleep(POLL_S)

@@ -261,6 +261,11 @@ class Settings(BaseSettings):
         return TlsFiles(self.tls_certificate, self.tls_key)
 
     @property
+    def ray_bearer_token(self) -> str | None:
+        """`ray_token` in the clear."""
+        return None if self.ray_token is None else self.ray_token.get_secret_value()
+
+    @property
     def bucket_uri(self) -> str:
         """The bucket's URI, without a trailing slash."""
         return self.bucket or (self.home.absolute() / "bucket").as_uri()

@@ -41,8 +41,7 @@ def build_parts(settings: Settings, database: Database, store: ObjectStore, ray:
 
     The reconciler runs in the application's lifespan. `ray` is for tests; by default the settings name the cluster.
     """
-    token = None if settings.ray_token is None else settings.ray_token.get_secret_value()
-    cluster: RayApi = HttpRayApi(settings.ray_dashboard_url, token=token) if ray is None else ray
+    cluster: RayApi = ray or HttpRayApi(settings.ray_dashboard_url, token=settings.ray_bearer_token)
     training = Training(settings=settings, database=database, store=store, ray=cluster)
 
     @asynccontextmanager

@@ -15,6 +15,7 @@ import httpx2
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from services.contracts.errors import ClusterUnavailable, InternalError
+from services.runtime.ray_dashboard import dashboard_client
 
 DEFAULT_TIMEOUT_S = 10.0
 SUBMIT_TIMEOUT_S = 30.0
@@ -135,10 +136,7 @@ class HttpRayApi:
         self, dashboard_url: str, *, token: str | None = None, transport: httpx2.AsyncBaseTransport | None = None
     ) -> None:
         """`dashboard_url` is like `http://127.0.0.1:8265`; `token` is Ray's bearer token where it asks for one."""
-        headers = {"authorization": f"Bearer {token}"} if token else {}
-        self._client = httpx2.AsyncClient(
-            base_url=dashboard_url, headers=headers, timeout=DEFAULT_TIMEOUT_S, transport=transport, trust_env=False
-        )
+        self._client = dashboard_client(dashboard_url, token=token, timeout_s=DEFAULT_TIMEOUT_S, transport=transport)
 
     async def __aenter__(self) -> Self:
         return self

@@ -25,7 +25,7 @@ from services.contracts.serving import application_name
 from services.inference.direct import PROXY, ReplicaAddresses
 from services.inference.predict.queries import ServedVersion
 from services.inference.replicas import Replicas
-from services.local.ray_head import free_ports
+from services.local.ray_head import DIRECT_INGRESS, free_ports
 from services.runtime.objects import open_store
 from services.training.reconciler.serve_applications import ServeTarget, desired_config
 from tests.servers.fake_imds import FakeImds, fake_imds
@@ -42,7 +42,6 @@ MARGIN_S = 10
 PREDICT_DEADLINE_S = 30
 CALLERS = 2
 """That ask without a break by each way."""
-DIRECT_INGRESS = {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5"}
 
 
 @pytest.fixture(scope="module")
