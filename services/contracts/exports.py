@@ -62,7 +62,9 @@ class ExportedPixels(Contract):
     height: int
     channels: str = "RGB"
     dtype: str = "uint8"
-    resize: str = "stretched to the square with Pillow's BILINEAR filter, which is antialiased"
+    resize: str = (
+        "stretched to the square with Pillow's BILINEAR filter, which is antialiased, or within a grey level of that"
+    )
     orientation: str = "EXIF orientation applied"
     transparency: str = "laid on white"
     scaling: str = "none: values 0 to 255, what the network needs beyond that is part of the model"

@@ -16,7 +16,7 @@ from services.contracts.jobs import BackboneChoice, ParentVersion, StoredSpec, S
 BASE_MODEL = "base"
 """The pretrained classifier's name. No job may publish under it."""
 
-PREPROCESSING_VERSION = 1
+PREPROCESSING_VERSION = 2
 """Names how bytes become pixels (decoder, resize, scaling). Changing any of it means a new number."""
 
 

@@ -102,6 +102,18 @@ def choosing_otherwise(store: ObjectStore) -> Iterator[None]:
         store.put(key, data)
 
 
+def test_a_job_on_a_known_trunk_computes_features_as_it_reads_and_they_are_the_same(
+    attempts: Attempts, drawings: Path, undisturbed: JobId
+) -> None:
+    forgotten = [info.key for prefix in ("datasets/", "features/") for info in attempts.store.list(prefix)]
+    attempts.store.delete(forgotten)
+    job = attempts.accept(drawings, "early", seed=3)
+    assert attempts.run(job, 1) == 0, attempts.log(job, 1)
+    stages = attempts.stages(job)
+    assert [stage for stage, timing in stages.items() if timing.skipped] == [Stage.FEATURES]
+    assert same_bits(attempts.model(job), attempts.model(undisturbed))
+
+
 def test_a_job_whose_driver_is_killed_twice_ends_with_the_same_bits(
     attempts: Attempts, drawings: Path, undisturbed: JobId
 ) -> None:

@@ -64,6 +64,14 @@ def known(trunks: Sequence[TrunkManifest]) -> EngineChoice | None:
     return EngineChoice(engine=found[0]) if len(found) == 1 else None
 
 
+def standing(store: ObjectStore, trunks: Sequence[TrunkManifest]) -> EngineChoice | None:
+    """What `choose` would say on this machine without its GPU, where that was measured before. Raises like
+    `contenders`."""
+    found = contenders(trunks, gpu=False)
+    known = _read(store, _key(trunks, found, cpu_name()))
+    return known if known is not None and known.engine in found else None
+
+
 def choose(store: ObjectStore, trunks: Sequence[TrunkManifest], *, gpu: bool = False) -> EngineChoice:
     """The engine that is to run all of these trunks on devices like this machine's; `gpu`: on its GPU, if that pays.
 
@@ -75,17 +83,15 @@ def choose(store: ObjectStore, trunks: Sequence[TrunkManifest], *, gpu: bool = F
     found = contenders(trunks, gpu=seen is not None)
     if len(found) == 1:
         return EngineChoice(engine=found[0], device=device)
-    ids = [engine_id(EngineChoice(engine=name, device=device)) for name in found]
-    kind = hashlib.sha256(json.dumps([device, ids]).encode()).hexdigest()[:16]
-    trunk = [each for each in trunks if not each.is_identity][-1]
-    key = names.trunk_engine(trunk.trunk_id, kind)
-    standing = _read(store, key)
-    if standing is not None and standing.engine in found:
-        return standing
+    key = _key(trunks, found, device)
+    before = _read(store, key)
+    if before is not None and before.engine in found:
+        return before
+    trunk = _measured(trunks)
     rates = measure(_load(store, trunk, found), trunk.image_size)
     choice = EngineChoice(engine=fastest(rates), device=device, images_per_second=rates)
     _log.info("trunk %s runs on %s here: %s", trunk.trunk_id, choice.engine, rates)
-    if standing is not None:  # of no use here, and perhaps elsewhere
+    if before is not None:  # of no use here, and perhaps elsewhere
         return choice
 
     def usable() -> EngineChoice | None:
@@ -127,6 +133,17 @@ def measure(engines: Mapping[str, Engine], image_size: int) -> dict[str, float]:
         name: round(engine.batch_size / shortest_s[name] * (1 if KINDS[name].on_gpu else cores), 1)
         for name, engine in engines.items()
     }
+
+
+def _measured(trunks: Sequence[TrunkManifest]) -> TrunkManifest:
+    return [each for each in trunks if not each.is_identity][-1]
+
+
+def _key(trunks: Sequence[TrunkManifest], found: Sequence[str], device: str) -> str:
+    """Where the choice among these engines on such a device is kept."""
+    ids = [engine_id(EngineChoice(engine=name, device=device)) for name in found]
+    kind = hashlib.sha256(json.dumps([device, ids]).encode()).hexdigest()[:16]
+    return names.trunk_engine(_measured(trunks).trunk_id, kind)
 
 
 def _load(store: ObjectStore, trunk: TrunkManifest, found: Sequence[str]) -> dict[str, Engine]:

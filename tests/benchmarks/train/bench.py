@@ -117,6 +117,11 @@ class Bench:
             self._scratch[number] = self.product.train(own, self.seed(number))
         return self._scratch[number]
 
+    def after_another(self, number: int) -> JobRun:
+        """As `scratch`, right after another job."""
+        own = images.link(self.images, self._folder_of(number))
+        return self.product.train(own, self.seed(number), keep_trainers=True)
+
     def grown(self, number: int, image_count: int) -> JobRun:
         """The same user's next job, right after `scratch`: images were added to the dataset, up to so many."""
         more = images.link(self.image_set(image_count), self._folder_of(number))

@@ -79,15 +79,19 @@ class Product:
         *,
         again: bool = False,
         keep_features: bool = False,
+        keep_trainers: bool = False,
         spec: Mapping[str, Any] | None = None,
     ) -> JobRun:
         """A head job with every setting at its default that `spec` does not name, on a dataset that nothing is known
         of.
 
         With `again` on the dataset that was made of the folder before, which may have grown; with `keep_features` its
-        images may have been in others. The stack is as it stands idle, without a trainer that an earlier job left.
+        images may have been in others. With `keep_trainers` it finds the trainer that an earlier job left; else none.
         """
-        self._calm_down(keep_features=again or keep_features)
+        if not (again or keep_features):
+            shutil.rmtree(self.home / "bucket" / "features", ignore_errors=True)
+        if not keep_trainers:
+            self._end_trainers()
         if not again:
             self._count += 1
             made = self.client.datasets.create_from_prefix(f"bench-{self._count}", images.folder.as_uri())
@@ -108,9 +112,7 @@ class Product:
             answered_s = time.time() - posted_s
         return _job_run(job, posted_s, wall_s, answered_s, memory.peaks)
 
-    def _calm_down(self, *, keep_features: bool) -> None:
-        if not keep_features:
-            shutil.rmtree(self.home / "bucket" / "features", ignore_errors=True)
+    def _end_trainers(self) -> None:
         trainers = [process for process in self._processes() if _kind(process) == TRAINER]
         for trainer in trainers:
             trainer.kill()

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ray_cluster.train import features
-from ray_cluster.train.features import FeatureIndex, FeatureKey, FeatureWork
+from ray_cluster.train import feature_pass, features
+from ray_cluster.train.feature_pass import FeatureWork
+from ray_cluster.train.features import FeatureIndex, FeatureKey
 from ray_cluster.vision import images
 from services.contracts import names
 from services.contracts.datasets import ImageRecord, Split
@@ -118,24 +119,36 @@ def test_the_plan_has_every_missing_row_once(
     count: int, views: tuple[int, ...], cached: set[int], parallelism: int
 ) -> None:
     index = FeatureIndex({key(each): features._Row("shard", 0) for each in cached})
-    works = features.plan(index, [(image(each), views) for each in range(count)], parallelism)
+    works = feature_pass.plan(index, [(image(each), views) for each in range(count)], parallelism)
     planned = [(record.path, view) for work in works for record, todo in work.images for view in todo]
     assert planned == [
         (image(each).path, view) for each in range(count) for view in views if view != 0 or each not in cached
     ]
     sizes = [sum(len(todo) for _, todo in work.images) for work in works]
-    assert all(size < features.SHARD_ROWS + len(views) for size in sizes)
+    assert all(size < feature_pass.SHARD_ROWS + len(views) for size in sizes)
     assert not sizes or max(sizes) - min(sizes) <= 2 * len(views)
 
 
 @pytest.mark.parametrize(
     ("rows", "parallelism", "shards"),
-    [(500, 2, 2), (600, 2, 4), (2000, 2, 8), (2000, 16, 16), (100, 16, 3), (20, 16, 1), (256, 1, 1), (257, 1, 2)],
+    [
+        (1000, 2, 8),
+        (500, 2, 6),
+        (100, 2, 2),
+        (2000, 2, 8),
+        (3000, 2, 12),
+        (2000, 16, 16),
+        (100, 16, 3),
+        (20, 16, 1),
+        (127, 1, 1),
+        (257, 1, 4),
+        (0, 2, 0),
+    ],
 )
 def test_every_core_gets_the_same_number_of_shards_unless_they_would_be_tiny(
     rows: int, parallelism: int, shards: int
 ) -> None:
-    works = features.plan(FeatureIndex({}), [(image(each), (0,)) for each in range(rows)], parallelism)
+    works = feature_pass.plan(FeatureIndex({}), [(image(each), (0,)) for each in range(rows)], parallelism)
     assert len(works) == shards
 
 
@@ -161,9 +174,9 @@ def test_a_shard_is_computed_in_the_batches_that_its_engine_wants(
         source.put(f"a/{index:05}.png", encoded)
         records.append(image(index).model_copy(update={"sha256": hashlib.sha256(encoded).hexdigest()}))
     engine = MeanColour()
-    monkeypatch.setattr(features, "load_engine", lambda *_, **__: engine)
+    monkeypatch.setattr(feature_pass, "load_engine", lambda *_, **__: engine)
     work = FeatureWork([(record, [0, 1]) for record in records])
-    features.compute_shard(store, source, trunk, "mean", work)
+    feature_pass.compute_shard(store, source, trunk, "mean", work)
     assert engine.batches == [4, 2]
     index = FeatureIndex.load(store, trunk.trunk_id, "mean-1")
     for record in records:

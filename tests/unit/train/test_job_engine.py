@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ray_cluster.train import dispatch, tasks
+from ray_cluster.train import dispatch, job_engine, tasks
 from ray_cluster.train.capacity import CapacityWatch
 from ray_cluster.train.context import AttemptContext
 from ray_cluster.train.dispatch import Parallelism
@@ -19,7 +19,7 @@ from services.contracts import names
 from services.contracts.base import ObjectRef, utc_now
 from services.contracts.errors import CorruptObject
 from services.contracts.ids import JobId
-from services.contracts.jobs import JobKind, JobRecord, Stage
+from services.contracts.jobs import JobKind, JobRecord, Machine, Stage
 from services.contracts.models import EngineChoice, TrunkManifest
 from services.contracts.resources import Resources
 from services.runtime.objects import ObjectStore, open_store
@@ -108,6 +108,17 @@ def test_what_is_known_needs_no_task_and_is_kept_all_the_same(
     monkeypatch.delenv(choice.VARIABLE)
     assert cluster.engine(attempt=2).engine == "onnx"
     assert cluster.asked == []
+
+
+@pytest.mark.parametrize(("node_id", "asked"), [("ab", []), ("other", [(0, False)])])
+def test_what_was_measured_on_this_machine_needs_no_task_where_the_job_may_run_here(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, node_id: str, asked: list[tuple[float, bool]]
+) -> None:
+    cluster.gpus = [0]
+    monkeypatch.setattr(job_engine, "here", lambda: Machine(node_id=node_id, instance_type=None, market=None))
+    monkeypatch.setattr(choice, "standing", lambda *_: EngineChoice(engine="litert", device="d"))
+    assert cluster.engine().engine == ("onnx" if asked else "litert")
+    assert cluster.asked == asked
 
 
 def test_a_job_that_asks_for_an_accelerator_runs_its_trunk_on_it(cluster: Cluster) -> None:

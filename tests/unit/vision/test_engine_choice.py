@@ -89,7 +89,9 @@ def test_an_engine_that_is_asked_for_and_cannot_run_does_not(
 
 def test_it_is_measured_once_and_then_agreed_on(monkeypatch: pytest.MonkeyPatch, store: ObjectStore) -> None:
     measured = Measured(monkeypatch, {LITERT: 100, ONNX: 150})
+    assert choice.standing(store, [ALL]) is None
     first = choice.choose(store, [ALL])
+    assert choice.standing(store, [ALL]) == first
     assert (first.engine, first.images_per_second) == (ONNX, {LITERT: 100, ONNX: 150})
     measured.rates = {LITERT: 150, ONNX: 100}
     assert choice.choose(store, [ALL]) == first

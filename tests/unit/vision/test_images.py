@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cykooz_resizer import CpuExtensions, Resizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -39,6 +40,8 @@ def reason_of(data: bytes, size: int = 32) -> str:
         images.decode(data, size)
     with pytest.raises(ImageRejected) as inspecting:
         images.inspect(data)
+    with pytest.raises(ImageRejected):
+        images.read(data, 32)
     assert decoding.value.details["reason"] == inspecting.value.details["reason"]
     return str(decoding.value.details["reason"])
 
@@ -149,6 +152,9 @@ def test_exif_orientation_is_applied_once(orientation: int, image_format: str) -
     expected = images.decode(encoded(UPRIGHT, image_format), 32)
     assert_close(images.decode(data, 32), expected, mean=2)
     assert images.inspect(data) == images.ImageSize(width=160, height=80)
+    size, pixels = images.read(data, 32)
+    assert size == images.ImageSize(width=160, height=80)
+    assert (pixels == images.decode(data, 32)).all()
     shown_HWC = images.decode_for_people(data, 64)
     assert shown_HWC.shape == (32, 64, 3)
     assert_close(shown_HWC, np.asarray(UPRIGHT.resize((64, 32), Image.Resampling.BILINEAR)), mean=3)
@@ -177,6 +183,29 @@ def test_a_jpeg_decoded_small_looks_like_one_decoded_whole(width: int, height: i
     data = encoded(picture, "JPEG", quality=90)
     whole = Image.open(io.BytesIO(data)).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)
     assert_close(images.decode(data, 224), np.asarray(whole), mean=1.5)
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(500, 375), (224, 224), (100, 700), (31, 7), (1, 1), (3, 5000), (3000, 2500)]
+)
+def test_the_stretch_is_pillows_but_for_a_grey_level(width: int, height: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    pixels = images.decode(encoded(Image.fromarray(noise), "BMP"), 64)
+    expected = np.asarray(Image.fromarray(noise).resize((64, 64), Image.Resampling.BILINEAR))
+    assert np.abs(pixels.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("extensions", list(CpuExtensions))
+def test_the_stretch_is_the_same_on_every_processor(extensions: CpuExtensions, monkeypatch: pytest.MonkeyPatch) -> None:
+    def limited() -> Resizer:
+        resizer = Resizer()
+        resizer.cpu_extensions = extensions  # what a processor does not have changes nothing
+        return resizer
+
+    data = encoded(scene(500, 375), "JPEG")
+    pixels = images.decode(data, 224)
+    monkeypatch.setattr(images, "Resizer", limited)
+    assert (images.decode(data, 224) == pixels).all()
 
 
 def test_a_picture_is_stretched_to_the_square() -> None:
