@@ -28,8 +28,7 @@ SHARD_ROWS = 256
 MIN_SHARD_ROWS = 32
 """Work is not divided into smaller shards than this for the sake of idle cores."""
 TURNS = 4
-"""Shards that each core gets where they have `EVEN_SHARD_ROWS` or more: who began later than the others does fewer."""
-EVEN_SHARD_ROWS = 64
+"""Shards that each core gets where they are not too small: who begins later than the others does fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ def plan(
 def shard_count(row_count: int, parallelism: int) -> int:
     """Into how many shards so many rows go; none at all where there are no rows."""
     least = math.ceil(row_count / SHARD_ROWS)
-    turns = max(math.ceil(least / parallelism), min(TURNS, row_count // (EVEN_SHARD_ROWS * parallelism)))
+    turns = max(math.ceil(least / parallelism), TURNS)
     return max(least, min(turns * parallelism, row_count // MIN_SHARD_ROWS))
 
 

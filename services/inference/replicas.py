@@ -52,7 +52,9 @@ EXPLANATIONS_AT_ONCE = 32
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 1.0
 MAX_CRASHES = 3
-"""Answers with status 500 in a row that are put down to a replica that died with the request; then it is a fault."""
+CRASHING_S = 5.0
+"""Answers with status 500 are put down to a replica or proxy that starts, or died with the request; so many in a row,
+over so long, are a fault."""
 HEALTH_TIMEOUT_S = 3.0
 CONNECT_S = 3.0
 
@@ -205,7 +207,7 @@ class Replicas:
         loop = asyncio.get_running_loop()
         problem = NotUp("no replica took the request")
         wait_s = FIRST_WAIT_S
-        crashes = 0
+        crashes, crashing_since_s = 0, 0.0
         while (remaining_s := deadline - loop.time()) > 0:
             answer = await self._connected(ask(remaining_s, crashes > 0), remaining_s)
             if not isinstance(answer, NotUp):
@@ -213,7 +215,9 @@ class Replicas:
                 return answer
             problem = answer
             crashes = crashes + 1 if answer.crashed else 0
-            if crashes >= MAX_CRASHES:
+            if crashes == 1:
+                crashing_since_s = loop.time()
+            if crashes >= MAX_CRASHES and loop.time() - crashing_since_s >= CRASHING_S:
                 raise InternalError(f"{answer.reason} {crashes} times in a row for model {served.model_name!r}")
             # Spread, so that requests held together do not all come back at the same moment.
             await asyncio.sleep(min(wait_s * random.uniform(0.5, 1), max(0, deadline - loop.time())))  # noqa: S311

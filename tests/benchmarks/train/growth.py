@@ -25,7 +25,7 @@ class GrowthPair:
         for order, count in enumerate(setting.growth):
             if order % setting.rounds == number:
                 grown = self._bench.image_set(count, made=True, first_crop=CROPS_APART * (order + 1))
-                self._runs[count] = self._bench.product.train(grown, setting.seeds[0])
+                self._runs[count] = self._bench.product.train(grown, setting.seeds[0], watch_memory=True)
 
     def finding(self) -> Finding:
         runs = sorted(self._runs.items())

@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import psutil
 from services.client import Rekindle
 from services.contracts.backbones import BackboneName
 from services.contracts.ids import DatasetId
-from services.contracts.jobs import Stage, TrainingJob, TrainingJobSpec, WeightsUri
+from services.contracts.jobs import ParentVersion, Stage, TrainingJob, TrainingJobSpec, WeightsUri
 from services.local.home import StackHome
 from services.local.processes import stack_processes
 from tests.benchmarks.images import ImageSet
@@ -52,7 +52,7 @@ class JobRun:
     accuracy: float
     """On the test images, 0 to 1."""
     peak_rss_bytes: dict[str, int] = field(default_factory=dict[str, int])
-    """By kind of process, of its largest one."""
+    """By kind of process, of its largest one; empty where it was not watched."""
 
     @property
     def compute_s(self) -> float:
@@ -70,6 +70,8 @@ class Product:
     weights: Path
     _datasets: dict[Path, DatasetId] = field(default_factory=dict[Path, DatasetId])
     """By folder, the newest that was made of it."""
+    _newest: dict[Path, ParentVersion] = field(default_factory=dict[Path, ParentVersion])
+    """By folder, what the last job on it published."""
     _count: int = 0
 
     def train(
@@ -80,13 +82,15 @@ class Product:
         again: bool = False,
         keep_features: bool = False,
         keep_trainers: bool = False,
+        watch_memory: bool = False,
         spec: Mapping[str, Any] | None = None,
     ) -> JobRun:
         """A head job with every setting at its default that `spec` does not name, on a dataset that nothing is known
         of.
 
-        With `again` on the dataset that was made of the folder before, which may have grown; with `keep_features` its
-        images may have been in others. With `keep_trainers` it finds the trainer that an earlier job left; else none.
+        With `again` on the dataset that was made of the folder before, which may have grown, and from the version that
+        was trained on it last; with `keep_features` its images may have been in others. With `keep_trainers` it finds
+        the trainer that an earlier job left; else none. `watch_memory` costs some of the time.
         """
         if not (again or keep_features):
             shutil.rmtree(self.home / "bucket" / "features", ignore_errors=True)
@@ -101,15 +105,19 @@ class Product:
             backbone=self.backbone,
             weights=WeightsUri(uri=self.weights.as_uri()),
             seed=seed,
+            parent=self._newest[images.folder] if again else None,
             **(spec or {}),
         )
         posted_s = time.time()
-        with self._watch_memory() as memory:
+        memory = MemoryWatch(self._processes)
+        with memory if watch_memory else nullcontext():
             job = self.client.training_jobs.create(wanted)
             job = self.client.training_jobs.wait(job.id, timeout_s=JOB_WITHIN_S)
             wall_s = time.time() - posted_s
             self.client.predict(job.model_name, [images.test_image()])
             answered_s = time.time() - posted_s
+        assert job.result is not None
+        self._newest[images.folder] = ParentVersion(model_name=job.model_name, version=job.result.version)
         return _job_run(job, posted_s, wall_s, answered_s, memory.peaks)
 
     def _end_trainers(self) -> None:
@@ -122,11 +130,6 @@ class Product:
         record = StackHome(self.home).read_record()
         assert record is not None
         return stack_processes(record)
-
-    @contextmanager
-    def _watch_memory(self) -> Iterator[MemoryWatch]:
-        with MemoryWatch(self._processes) as watch:
-            yield watch
 
 
 @contextmanager
