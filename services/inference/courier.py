@@ -30,8 +30,8 @@ PLACE_S = 0.1
 long as a slow client or a bucket may take, who would keep places from others while nothing waits."""
 STAY_S = 0.16
 """How long the last image that is taken in stays, at the pace of late."""
-MIN_INSIDE = 40
-"""So many may be there at any pace, under way or waiting: what goes in two calls, and half of a call more."""
+MIN_INSIDE = 34
+"""So many may be there at any pace, under way or waiting: what goes in two calls, and two more."""
 
 Answer = TypeVar("Answer")
 

@@ -9,6 +9,9 @@ from fastapi import FastAPI
 
 from services.runtime.settings import TlsFiles
 
+KEEP_ALIVE_S = 75
+"""How long an idle connection stays open: longer than clients and load balancers keep theirs (AWS': 60 s), who would
+else send a request into one that is just being closed."""
 STARTUP_FAILED = 3
 """Exit status, the same that uvicorn itself has for it."""
 
@@ -54,6 +57,7 @@ def serve(
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=graceful_shutdown_s,
+        timeout_keep_alive=KEEP_ALIVE_S,
         ssl_certfile=None if tls is None else tls.certificate,
         ssl_keyfile=None if tls is None else tls.key,
     )
