@@ -68,8 +68,7 @@ def standing(store: ObjectStore, trunks: Sequence[TrunkManifest]) -> EngineChoic
     """What `choose` would say on this machine without its GPU, where that was measured before. Raises like
     `contenders`."""
     found = contenders(trunks, gpu=False)
-    known = _read(store, _key(trunks, found, cpu_name()))
-    return known if known is not None and known.engine in found else None
+    return _among(_read(store, _key(trunks, found, cpu_name())), found)
 
 
 def choose(store: ObjectStore, trunks: Sequence[TrunkManifest], *, gpu: bool = False) -> EngineChoice:
@@ -85,8 +84,8 @@ def choose(store: ObjectStore, trunks: Sequence[TrunkManifest], *, gpu: bool = F
         return EngineChoice(engine=found[0], device=device)
     key = _key(trunks, found, device)
     before = _read(store, key)
-    if before is not None and before.engine in found:
-        return before
+    if (usable := _among(before, found)) is not None:
+        return usable
     trunk = _measured(trunks)
     rates = measure(_load(store, trunk, found), trunk.image_size)
     choice = EngineChoice(engine=fastest(rates), device=device, images_per_second=rates)
@@ -94,11 +93,8 @@ def choose(store: ObjectStore, trunks: Sequence[TrunkManifest], *, gpu: bool = F
     if before is not None:  # of no use here, and perhaps elsewhere
         return choice
 
-    def usable() -> EngineChoice | None:
-        theirs = _read(store, key)
-        return theirs if theirs is not None and theirs.engine in found else None
-
-    return put_or_adopt(store, key, choice.model_dump_json().encode(), usable) or choice
+    data = choice.model_dump_json().encode()
+    return put_or_adopt(store, key, data, lambda: _among(_read(store, key), found)) or choice
 
 
 def fastest(rates: Mapping[str, float]) -> str:
@@ -133,6 +129,11 @@ def measure(engines: Mapping[str, Engine], image_size: int) -> dict[str, float]:
         name: round(engine.batch_size / shortest_s[name] * (1 if KINDS[name].on_gpu else cores), 1)
         for name, engine in engines.items()
     }
+
+
+def _among(known: EngineChoice | None, found: Sequence[str]) -> EngineChoice | None:
+    """What is written down, where it is one of the engines to choose from."""
+    return known if known is not None and known.engine in found else None
 
 
 def _measured(trunks: Sequence[TrunkManifest]) -> TrunkManifest:
