@@ -224,12 +224,13 @@ def test_a_store_that_fails_is_tried_until_it_answers() -> None:
 
 
 def test_the_newest_snapshot_is_written_once_the_store_answers() -> None:
-    failing, written = threading.Event(), list[int]()
+    failing, recovered, written = threading.Event(), threading.Event(), list[int]()
 
     def write(taken: Snapshot) -> None:
-        if taken.step == 1:  # the store is down for as long as it is tried
+        if taken.step == 1 and not recovered.is_set():  # the store is down until a newer one is tried
             failing.set()
             raise ObjectStoreUnavailable("down")
+        recovered.set()
         written.append(taken.step)
 
     writer = CheckpointWriter(write, lambda _: None, AT_ONCE)
@@ -238,6 +239,7 @@ def test_the_newest_snapshot_is_written_once_the_store_answers() -> None:
     writer.offer(snapshot(2))
     writer.close(snapshot(3))
     assert written[-1] == 3
+    assert 1 not in written
 
 
 def test_a_save_that_takes_too_long_is_not_waited_for() -> None:
