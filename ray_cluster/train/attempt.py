@@ -57,7 +57,7 @@ class Arguments:
     bucket_uri: str
     job_id: JobId
     attempt: int
-    feature_parallelism: int | None
+    feature_parallelism: int | None = None
     """Single-threaded tasks at a time; None takes what the cluster's cores are."""
 
 
@@ -65,6 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the attempt in the Ray cluster that RAY_ADDRESS names, and returns the exit code."""
     arguments = _parse(argv)
     connect()
+    return run(arguments)
+
+
+def run(arguments: Arguments) -> int:
+    """Runs the attempt in the cluster that this process is connected to, and returns the exit code."""
     store = open_store(arguments.bucket_uri)
     try:
         made = run_attempt(store, arguments)

@@ -61,10 +61,12 @@ def plan(
 
 
 def shard_count(row_count: int, parallelism: int) -> int:
-    """Into how many shards so many rows go; none at all where there are no rows."""
+    """Into how many shards so many rows go, as many for each core where there are enough; none at all where there are
+    no rows."""
     least = math.ceil(row_count / SHARD_ROWS)
     turns = max(math.ceil(least / parallelism), TURNS)
-    return max(least, min(turns * parallelism, row_count // MIN_SHARD_ROWS))
+    enough = min(turns * parallelism, row_count // MIN_SHARD_ROWS)
+    return max(least, enough - enough % parallelism if enough > parallelism else enough)
 
 
 class FeatureShard:

@@ -14,13 +14,16 @@ from ray_cluster.train.early_features import EarlyFeatures, inspect_and_compute
 from ray_cluster.train.evaluate_network import run_network
 from ray_cluster.train.feature_pass import FeatureWork, compute_shard
 from ray_cluster.train.features import FeatureIndex
+from ray_cluster.train.gathering import Gathering
 from ray_cluster.train.here import here
 from ray_cluster.train.inspection import Inspected, inspect_files
 from ray_cluster.train.listing import ListedFile
 from ray_cluster.train.probe import ProbeScore, probe
 from ray_cluster.train.probe_sample import ProbeSample
 from ray_cluster.train.work import Done, Watch
+from ray_cluster.vision import images
 from ray_cluster.vision.engines.choice import choose
+from services.contracts import names
 from services.contracts.datasets import ImageRecord
 from services.contracts.ids import DatasetId
 from services.contracts.jobs import TrainingJobSpec
@@ -29,6 +32,17 @@ from services.runtime.objects import open_store
 
 MAX_RETRIES = 20
 """Of one task, for lost processes and nodes only. Bounded, so that input that kills its process ends the attempt."""
+
+
+@ray.remote(num_cpus=TASK_CPUS, max_retries=0)
+def warm_up_task(bucket_uri: str, others: Gathering) -> None:
+    """Leaves a process behind that has loaded what tasks need, and is connected to the bucket. Waits for the others, so
+    that they are in processes of their own."""
+    import ray_cluster.vision.engines.litert  # noqa: F401, PLC0415 - later tasks load it when they need it
+
+    images.warm_up()
+    open_store(bucket_uri).head(names.spare_driver())
+    others.gather()
 
 
 @ray.remote(num_cpus=TASK_CPUS, max_retries=MAX_RETRIES)

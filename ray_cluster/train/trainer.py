@@ -147,6 +147,11 @@ class Trainer:
             self._tensorflow_asked_for = True
         fit_worker.load_tensorflow()
 
+    def stay(self) -> None:
+        """Waits for work as long again as from its start."""
+        with self._lock:
+            self._used_at_s = time.monotonic()
+
     def get_ready(self, job_json: str) -> None:
         """Loads the job, to go on with it when its trainer is lost; does nothing while it runs a fit itself.
 

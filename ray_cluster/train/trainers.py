@@ -32,6 +32,8 @@ PROMPT_S = 0.3
 worth waiting for."""
 PATIENT_S = 2.0
 """The same where it matters that none is overlooked."""
+START_S = 30.0
+"""One that does not answer by then is not worth waiting for."""
 
 _PREFIX = f"trainer-{version('rekindle')}-"
 """Trainers of another release are left alone; they leave by themselves."""
@@ -186,6 +188,19 @@ def prepare(place: Place, nodes: Collection[str], *, tensorflow: bool) -> None:
             actors.append(ray.get_actor(name, namespace=NAMESPACE))
     for actor in actors:
         actor.load_tensorflow.remote()
+
+
+def keep_one(node_id: str) -> None:
+    """Has an idle trainer on a node, which every place suits, wait on; starts one where there is none.
+
+    Returns when it answers, or is not worth waiting for. Raises `RayError` where it dies as it starts.
+    """
+    free = [each for each in find(PATIENT_S) if each.free and each.view.node_id == node_id]
+    if free:
+        free[0].actor.stay.remote()
+        return
+    starting = names_starting(Place(), ())
+    await_one(min(starting) if starting else start(Place(), node_id=node_id), START_S)
 
 
 def nodes_without(answered: Collection[KnownTrainer], starting: int, nodes: Collection[str]) -> list[str]:

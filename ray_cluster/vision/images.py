@@ -109,6 +109,13 @@ class ImageSize:
     height: int
 
 
+def warm_up() -> None:
+    """Has everything loaded that the first image would wait for."""
+    made = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(made, "JPEG")
+    read(made.getvalue(), 32)
+
+
 def inspect(data: bytes) -> ImageSize:
     """The image's size, after decoding all of it: `decode` will not reject what this accepts.
 

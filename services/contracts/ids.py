@@ -34,6 +34,16 @@ def submission_id(job_id: JobId, attempt: int) -> str:
     return f"{job_id}-a{attempt}"
 
 
+def new_spare_id() -> str:
+    """A fresh Ray submission id for a spare driver, `spare_` and 24 hexadecimal digits."""
+    return _new_id("spare")
+
+
+def is_spare(submission_id: str) -> bool:
+    """Whether a Ray submission id is a spare driver's."""
+    return submission_id.startswith("spare_")
+
+
 def export_submission_id(job_id: JobId, export_format: str, build: int) -> str:
     """The Ray submission id of a build of an export; `job_id` is the job that published the version."""
     return f"{job_id}-export-{export_format}-{build}"

@@ -76,6 +76,11 @@ def attempt_outcome(job_id: JobId, attempt: int) -> str:
     return f"jobs/{job_id}/attempts/a{attempt}/outcome.json"
 
 
+def attempt_driver(job_id: JobId, attempt: int) -> str:
+    """Where an attempt runs that has no Ray job of its own (`AttemptDriver`)."""
+    return f"jobs/{job_id}/attempts/a{attempt}/driver.json"
+
+
 def attempt_progress_prefix(job_id: JobId, attempt: int) -> str:
     return f"jobs/{job_id}/attempts/a{attempt}/progress/"
 
@@ -111,6 +116,11 @@ def checkpoint_manifest(job_id: JobId, attempt: int, term: int, step: int) -> st
 def job_report(job_id: JobId, attempt: int) -> str:
     """Per-image predictions on the evaluated split, JSON lines."""
     return f"jobs/{job_id}/attempts/a{attempt}/predictions.jsonl"
+
+
+def spare_driver() -> str:
+    """The driver that waits for whatever is next (`SpareDriver`)."""
+    return "spare_driver.json"
 
 
 # --- batch predictions: their records and reports are a job's, above ---

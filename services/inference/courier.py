@@ -28,7 +28,7 @@ MAX_BATCH_BYTES = 16 * 1024 * 1024
 PLACE_S = 0.1
 """So long is a place kept for an image that is still to come: longer than one takes that is sent at once, and not as
 long as a slow client or a bucket may take, who would keep places from others while nothing waits."""
-STAY_S = 0.16
+STAY_S = 0.13
 """How long the last image that is taken in stays, at the pace of late."""
 MIN_INSIDE = 34
 """So many may be there at any pace, under way or waiting: what goes in two calls, and two more."""

@@ -27,7 +27,13 @@ LATENCY = Histogram(
     ["service", "method", "route"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )
+_UNLOGGED = "unlogged"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+def leave_unlogged(scope: Scope) -> None:
+    """The request gets no line of its own: its answer is one of many alike, and whoever gives it logs them together."""
+    scope["state"][_UNLOGGED] = True
 
 
 class RequestContext:
@@ -65,6 +71,8 @@ class RequestContext:
         REQUESTS.labels(self._service, method, route, status).inc()
         LATENCY.labels(self._service, method, route).observe(duration_s)
         if route in _QUIET_ROUTES and response.status is not None and response.status < 400:
+            return
+        if _UNLOGGED in scope["state"]:
             return
         log.info(
             "http.request",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -129,7 +129,7 @@ def make_problem(
         title=kind.title,
         status=status or kind.status,
         detail=detail,
-        instance=request.url.path,
+        instance=request.scope["path"],
         code=code,
         request_id=request_id_of(request),
         details=details or {},
@@ -137,9 +137,9 @@ def make_problem(
     )
 
 
-def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
+def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
     """The problem as a response."""
-    return JSONResponse(problem.model_dump(mode="json"), problem.status, dict(headers or {}), MEDIA_TYPE)
+    return Response(problem.model_dump_json(), problem.status, dict(headers or {}), MEDIA_TYPE)
 
 
 def problem_of(request: Request, error: RekindleError) -> Problem:
@@ -169,7 +169,7 @@ def _internal_detail(request: Request) -> str:
     return f"The request is not at fault. The server's log has the cause under request id {request_id_of(request)}."
 
 
-def error_response(request: Request, error: RekindleError) -> JSONResponse:
+def error_response(request: Request, error: RekindleError) -> Response:
     """The response that an error of ours shows as."""
     problem = report(request, error)
     headers: dict[str, str] = {}
@@ -180,11 +180,11 @@ def error_response(request: Request, error: RekindleError) -> JSONResponse:
     return problem_response(problem, headers)
 
 
-async def _on_rekindle_error(request: Request, error: RekindleError) -> JSONResponse:
+async def _on_rekindle_error(request: Request, error: RekindleError) -> Response:
     return error_response(request, error)
 
 
-async def _on_invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
+async def _on_invalid_request(request: Request, error: RequestValidationError) -> Response:
     errors = [
         InvalidField(location=list(item["loc"]), message=str(item["msg"]).removeprefix("Value error, "))
         for item in error.errors()
@@ -194,7 +194,7 @@ async def _on_invalid_request(request: Request, error: RequestValidationError) -
     return problem_response(make_problem(request, VALIDATION_FAILED, f"{shown}{more}", errors=errors))
 
 
-async def _on_framework_error(request: Request, error: HTTPException) -> JSONResponse:
+async def _on_framework_error(request: Request, error: HTTPException) -> Response:
     default = "internal_error" if error.status_code >= http.HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request"
     code = _CODE_OF_STATUS.get(error.status_code, default)
     detail = error.detail
@@ -211,7 +211,7 @@ async def _on_client_gone(_request: Request, _error: ClientDisconnect) -> Respon
     return Response(status_code=CLIENT_GONE)
 
 
-async def _on_unhandled(request: Request, error: Exception) -> JSONResponse:
+async def _on_unhandled(request: Request, error: Exception) -> Response:
     return problem_response(report(request, error))
 
 

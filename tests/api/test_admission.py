@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from fastapi import FastAPI
 from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
 
 from services.contracts.errors import Overloaded
 from services.inference import courier, replicas
 from services.inference.main import build_app
+from services.inference.predict import admission
 from services.inference.predict.queries import ServedVersion
 from services.inference.replicas import CALLS_AT_ONCE
 from services.runtime.auth import Scope, create_key
@@ -133,3 +135,21 @@ async def test_it_is_counted_like_any_answer_of_the_route(serve: FakeServe, serv
     ):
         await refused.whole()
     assert count() == before + 1
+
+
+async def test_what_is_refused_shares_a_line_of_the_log(
+    serve: FakeServe, serve_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "LOGGED_EVERY_S", 0.2)
+    with capture_logs() as lines:
+        async with started(settings_for(tmp_path, serve_url)) as app, flooded(app, serve):
+            for _ in range(2):
+                async with exchange(app, PREDICT, {}, sends_body=False, **IMAGE) as refused:
+                    await refused.whole()
+            async with asyncio.timeout(10):
+                while not any(line["event"] == "predict.refused" for line in lines):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+    assert [line for line in lines if line["event"] == "predict.refused"] == [
+        {"event": "predict.refused", "log_level": "warning", "count": 2, "within_s": 0.2}
+    ]
+    assert not [line for line in lines if line["event"] == "http.request" and line["status"] == 503]

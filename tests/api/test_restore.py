@@ -253,6 +253,28 @@ async def test_after_the_cluster_was_lost_too_a_greater_attempt_follows(
         await second.job_in(job_id, "succeeded")
 
 
+async def test_an_attempt_of_a_spare_driver_is_found_where_it_runs(tmp_path: Path, new_database: NewDatabase) -> None:
+    async with training_gateway(tmp_path, new_database(), spare_driver=True) as first:
+
+        async def waits() -> bool:
+            return bool(first.ray.submissions)
+
+        await eventually(waits)
+        (waiting,) = first.ray.submissions
+        job_id = (await first.job())["id"]
+
+        async def given() -> bool:
+            return first.store.head(names.attempt_driver(JobId(job_id), 1)) is not None
+
+        await eventually(given)
+    url = new_database()
+    await restored(url, first.store)
+    async with training_gateway(tmp_path, url) as second:
+        second.ray.set(waiting.submission_id, RayStatus.RUNNING)
+        job = await second.job_in(job_id, "preparing")
+        assert (job["attempt"], job["submission_id"]) == (1, waiting.submission_id)
+
+
 async def test_a_cancelled_job_does_not_come_back_to_life(tmp_path: Path, new_database: NewDatabase) -> None:
     async with training_gateway(tmp_path, new_database()) as first:
         job_id = (await first.job())["id"]

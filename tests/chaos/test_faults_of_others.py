@@ -63,7 +63,7 @@ class Gateway:
         """The process of the attempt, where it runs."""
         for process in self.cluster.processes(Role.JOB_DRIVER):
             with contextlib.suppress(psutil.NoSuchProcess):
-                command = " ".join(process.cmdline())
+                command = " ".join(process.cmdline()).strip()
                 if job_id in command and command.endswith(f"--attempt {attempt}"):
                     return process
         return None

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from services.contracts.jobs import (
     TrainingJobSpec,
 )
 from services.contracts.models import EngineChoice, ModelManifest, TrunkManifest
+from services.contracts.spare import SpareDriver
 from services.runtime.objects import ObjectStore, open_store
 from tests.servers.ray_environment import ROOT
 from tests.servers.ray_local import LocalRay
@@ -97,6 +98,13 @@ class Attempts:
         environment = {**self.ray.env, **short}
         with self._log_path(job, attempt).open("wb") as log:
             return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+
+    def start_spare(self, spare_id: str, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        """A spare driver, as a process of ours; the newest there is."""
+        newest = SpareDriver(submission_id=spare_id).model_dump_json().encode()
+        self.store.put(names.spare_driver(), newest)
+        command = [sys.executable, "-m", "ray_cluster.train.spare", "--bucket", self.bucket_uri, "--id", spare_id]
+        return subprocess.Popen(command, env={**self.ray.env, **environment}, cwd=ROOT)
 
     @contextlib.contextmanager
     def begun(self, job: JobId, attempt: int = 1) -> Iterator[subprocess.Popen[bytes]]:

@@ -155,7 +155,7 @@ async def check_export(gateway: TrainingGateway) -> None:
 async def driver_of(module: str, argument: str) -> int | None:
     """The process id of the driver that runs the module with this argument."""
     for process in psutil.process_iter(["cmdline"]):
-        command = process.info["cmdline"] or []
+        command = " ".join(process.info["cmdline"] or [])
         if module in command and argument in command:
             return process.pid
     return None

@@ -34,6 +34,10 @@ class LocalRay:
     """For processes that are drivers in this cluster."""
     temp_dir: Path
 
+    def processes(self) -> list[psutil.Process]:
+        """All that run in it, its own included."""
+        return _processes(self.temp_dir)
+
 
 @pytest.fixture(scope="package")
 def ray_local() -> Iterator[LocalRay]:
@@ -94,7 +98,7 @@ def _kill_everything(process: subprocess.Popen[bytes], temp_dir: Path) -> None:
         os.killpg(process.pid, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=3)
-    doomed = [each for each in psutil.process_iter() if _belongs_to(each, temp_dir)]
+    doomed = _processes(temp_dir)
     for each in doomed:
         with contextlib.suppress(psutil.NoSuchProcess):
             each.kill()
@@ -102,6 +106,10 @@ def _kill_everything(process: subprocess.Popen[bytes], temp_dir: Path) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(timeout=10)
+
+
+def _processes(temp_dir: Path) -> list[psutil.Process]:
+    return [each for each in psutil.process_iter() if _belongs_to(each, temp_dir)]
 
 
 def _belongs_to(process: psutil.Process, temp_dir: Path) -> bool:

@@ -296,7 +296,13 @@ async def training_gateway(
     **options: Any,
 ) -> AsyncGenerator[TrainingGateway, None]:
     """A gateway with a local bucket. `options` are settings."""
-    values = {"reconcile_interval_s": 0.05, "retry_initial_s": 0.05, "retry_max_s": 0.2, "lease_s": 2} | options
+    values = {
+        "reconcile_interval_s": 0.05,
+        "retry_initial_s": 0.05,
+        "retry_max_s": 0.2,
+        "lease_s": 2,
+        "spare_driver": False,
+    } | options
     bucket = keep_bucket or (folder / "bucket").as_uri()
     settings = Settings(home=folder / "home", bucket=bucket, database_url=database_url, **values)
     played = ray if isinstance(ray, FakeRay) else FakeRay()

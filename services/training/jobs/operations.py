@@ -16,7 +16,7 @@ from services.contracts.errors import (
     SourceUnreadable,
     WeightsUnusable,
 )
-from services.contracts.ids import JobId, new_job_id, submission_id
+from services.contracts.ids import JobId, new_job_id
 from services.contracts.jobs import (
     EpochMetrics,
     JobCancellation,
@@ -46,6 +46,7 @@ from services.training.jobs import parents, queries
 from services.training.jobs.receipt import FoundTrainer, make_receipt
 from services.training.models import queries as model_queries
 from services.training.reconciler.progress import state_event
+from services.training.reconciler.spare import submission_of
 
 CREATE_ROUTE = "POST /v1/training-jobs"
 MAX_EVENTS = 1_000_000
@@ -253,7 +254,8 @@ async def logs(training: Training, job_id: str, attempt: int | None, kind: JobKi
     if not 1 <= number <= newest:
         which = "it has not started yet" if newest == 0 else f"its attempts are 1 to {newest}"
         raise NotFound(f"no log of {job_id}: {which}", {"job_id": job_id})
-    text = await training.ray.logs(submission_id(JobId(job_id), number))
+    ray_job = await asyncio.to_thread(submission_of, training.store, JobId(job_id), number)
+    text = await training.ray.logs(ray_job)
     if text is None:
         raise NotFound(
             f"the Ray cluster has no log of attempt {number}: not started yet, or the cluster was restarted since",

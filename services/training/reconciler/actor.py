@@ -9,13 +9,14 @@ from datetime import datetime
 import structlog
 
 from services.contracts.batch_predictions import BatchResult
-from services.contracts.ids import JobId, submission_id
-from services.contracts.jobs import Failure, JobOutcome, JobState, PublishedModel
+from services.contracts.ids import JobId, is_spare, submission_id
+from services.contracts.jobs import Failure, JobKind, JobOutcome, JobState, PublishedModel
 from services.runtime.database.tables import JobRow
 from services.training.context import Training
 from services.training.ray_api import Submission
-from services.training.reconciler import measures, records, transitions
+from services.training.reconciler import measures, records, spare, transitions
 from services.training.reconciler.policy import SILENCE, Action, Cancel, Fail, Retry, Rouse, Stop, Submit, Succeed, Wait
+from services.training.reconciler.spare import SpareKeeper
 from services.training.reconciler.transitions import LeasedDatabase
 
 STOP_INTERVAL_S = 5.0
@@ -24,12 +25,18 @@ STOP_INTERVAL_S = 5.0
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
+def ray_job_of(row: JobRow) -> str:
+    """The Ray submission id of the newest attempt."""
+    return row.submission_id or submission_id(JobId(row.id), row.attempt)
+
+
 @dataclass(frozen=True, slots=True)
 class Actor:
     """Acts for the holder of the lease."""
 
     training: Training
     leased: LeasedDatabase
+    spares: SpareKeeper
     stop_again_at_s: dict[str, float] = field(default_factory=dict[str, float])
     rouse_again_at_s: dict[str, float] = field(default_factory=dict[str, float])
 
@@ -46,7 +53,7 @@ class Actor:
             case Submit():
                 return await self._submit(row, action, now)
             case Rouse(state=state, reason=reason):
-                return await self._wait(row, state, reason, now) or await self._rouse(row)
+                return await self._wait(row, state, reason, now) or await self._rouse(row, now)
             case Stop(reason=reason):
                 return await self._stop(row, reason, now)
             case Retry():
@@ -69,27 +76,56 @@ class Actor:
         return await transitions.wait(self.leased, row, state, reason, now)
 
     async def _submit(self, row: JobRow, action: Submit, now: datetime) -> bool:
+        job_id, ray_job = JobId(row.id), ray_job_of(row)
         if action.attempt > row.attempt:
+            taken = None if row.kind == JobKind.IMPORT_BASE else self.spares.take()
+            ray_job = taken or submission_id(job_id, action.attempt)
             # The number is taken before the cluster hears of it: there can be no attempt that nobody knows of.
-            if not await transitions.begin_attempt(self.leased, row, action.attempt, action.reason, now):
+            if not await self._begin(row, action.attempt, ray_job, action.reason, now):
                 return False
-            measures.count_attempt(row)
-            self.training.changed.send()
-        job_id = JobId(row.id)
         if not await asyncio.to_thread(records.raise_fence, self.training.store, job_id, action.attempt):
             return await self._catch_up(row, now)
-        await self.training.ray.submit(self._submission(row, action.attempt))
-        log.info("job.submitted", job_id=job_id, attempt=action.attempt)
+        if is_spare(ray_job):
+            if not await asyncio.to_thread(spare.give, self.training.store, ray_job, job_id, action.attempt):
+                return await self._begin_alone(row, action.attempt, now)
+            if action.attempt == row.attempt:
+                # It was given to it before, and the cluster does not know it: so it is started anew.
+                await self.training.ray.submit(spare.submission(self.training.store.uri, ray_job))
+        else:
+            await self.training.ray.submit(self._submission(row, action.attempt))
+        log.info("job.submitted", job_id=job_id, attempt=action.attempt, submission_id=ray_job)
         # That the cluster has it is noted at the next look, when the cluster says so itself.
         return True
 
-    async def _rouse(self, row: JobRow) -> bool:
+    async def _begin(self, row: JobRow, attempt: int, ray_job: str, reason: str, now: datetime) -> bool:
+        if not await transitions.begin_attempt(self.leased, row, attempt, ray_job, reason, now):
+            return False
+        measures.count_attempt(row)
+        self.training.changed.send()
+        return True
+
+    async def _begin_alone(self, row: JobRow, attempt: int, now: datetime) -> bool:
+        """The spare driver that was to run the attempt runs another, or was let go: one with a Ray job of its own
+        follows."""
+        reason = f"The driver of attempt {attempt} is gone; attempt {attempt + 1} follows."
+        return await self._begin(row, attempt + 1, submission_id(JobId(row.id), attempt + 1), reason, now)
+
+    async def _rouse(self, row: JobRow, now: datetime) -> bool:
         """Submits what the cluster has already: that changes nothing, and a head that was restarted since begins to
-        look after its jobs, finds the dead ones, and says so at a later look."""
-        if time.monotonic() >= self.rouse_again_at_s.get(row.id, 0.0):
+        look after its jobs, finds the dead ones, and says so at a later look.
+
+        A spare driver is given its attempt as well: whoever was to do that may have died before."""
+        if time.monotonic() < self.rouse_again_at_s.get(row.id, 0.0):
+            return False
+        ray_job = ray_job_of(row)
+        if not is_spare(ray_job):
             await self.training.ray.submit(self._submission(row, row.attempt))
-            self.rouse_again_at_s[row.id] = time.monotonic() + SILENCE.total_seconds()
-            log.info("job.silent", job_id=row.id, attempt=row.attempt)
+        elif await asyncio.to_thread(spare.give, self.training.store, ray_job, JobId(row.id), row.attempt):
+            await self.training.ray.submit(spare.submission(self.training.store.uri, ray_job))
+        else:
+            return await self._begin_alone(row, row.attempt, now)
+        self.rouse_again_at_s[row.id] = time.monotonic() + SILENCE.total_seconds()
+        log.info("job.silent", job_id=row.id, attempt=row.attempt)
         return False
 
     def _submission(self, row: JobRow, attempt: int) -> Submission:
@@ -114,15 +150,12 @@ class Actor:
         unused = await asyncio.to_thread(records.read_fence, self.training.store, JobId(row.id)) + 1
         reason = f"The bucket knows of attempt {unused - 1}, the database does not; attempt {unused} follows."
         log.warning("job.database_behind", job_id=row.id, attempt=row.attempt, next_attempt=unused)
-        begun = await transitions.begin_attempt(self.leased, row, unused, reason, now)
-        if begun:
-            measures.count_attempt(row)
-        return begun
+        return await self._begin(row, unused, submission_id(JobId(row.id), unused), reason, now)
 
     async def _stop(self, row: JobRow, reason: str, now: datetime) -> bool:
         if time.monotonic() < self.stop_again_at_s.get(row.id, 0.0):
             return False
-        await self.training.ray.stop(submission_id(JobId(row.id), row.attempt))
+        await self.training.ray.stop(ray_job_of(row))
         self.stop_again_at_s[row.id] = time.monotonic() + STOP_INTERVAL_S
         return await transitions.wait(self.leased, row, JobState.CANCELLING, reason, now)
 

@@ -13,7 +13,7 @@ import structlog
 
 from services.contracts.base import utc_now
 from services.contracts.errors import ClusterUnavailable, Fenced, RetryLater
-from services.contracts.ids import JobId, submission_id
+from services.contracts.ids import JobId
 from services.contracts.jobs import CapacityWait, JobState
 from services.runtime.database.leases import Lease, LeaseStore, new_holder
 from services.runtime.database.tables import JobRow
@@ -25,10 +25,12 @@ from services.training.jobs.operations import accept
 from services.training.models import copies
 from services.training.ray_api import RayStatus
 from services.training.reconciler import measures, records, transitions
-from services.training.reconciler.actor import Actor
+from services.training.reconciler.actor import Actor, ray_job_of
 from services.training.reconciler.base_model import base_job
 from services.training.reconciler.policy import Backoff, JobView, Observation, Rouse, Wait, decide
 from services.training.reconciler.serving import ServeKeeper
+from services.training.reconciler.spare import LOOK_S as SPARE_LOOK_S
+from services.training.reconciler.spare import SpareKeeper
 from services.training.reconciler.transitions import LeasedDatabase
 
 LEASE_NAME = "reconciler"
@@ -82,9 +84,11 @@ class Reconciler:
         """Works as the leader until the lease is lost or it is cancelled."""
         self.is_leading = True
         measures.leads()
+        spares = SpareKeeper(self._training)
         tasks = [
             asyncio.create_task(self._renew(lease), name="reconciler-renew"),
-            asyncio.create_task(self._keep_jobs(lease), name="reconciler-jobs"),
+            asyncio.create_task(self._keep_jobs(lease, spares), name="reconciler-jobs"),
+            asyncio.create_task(self._keep_spare(spares), name="reconciler-spare"),
             asyncio.create_task(self._keep_serve(), name="reconciler-serve"),
             asyncio.create_task(self._keep_copies(), name="reconciler-copies"),
             asyncio.create_task(self._keep_clean(), name="reconciler-garbage"),
@@ -125,8 +129,8 @@ class Reconciler:
 
     # --- jobs -------------------------------------------------------------------------------------------------------
 
-    async def _keep_jobs(self, lease: Lease) -> None:
-        actor = Actor(self._training, LeasedDatabase(self._training.database, lease))
+    async def _keep_jobs(self, lease: Lease, spares: SpareKeeper) -> None:
+        actor = Actor(self._training, LeasedDatabase(self._training.database, lease), spares)
         prepared = False
         while True:
             mark = self._training.wake.mark()
@@ -204,7 +208,7 @@ class Reconciler:
         job_id, store, now = JobId(row.id), self._training.store, utc_now()
         status, message, error_type = RayStatus.NOT_FOUND, "", None
         try:
-            job = await self._training.ray.job(submission_id(job_id, row.attempt))
+            job = await self._training.ray.job(ray_job_of(row))
         except ClusterUnavailable as error:
             status = RayStatus.UNREACHABLE
             self._complain("cluster", error)
@@ -246,6 +250,22 @@ class Reconciler:
     async def _reread(self, row: JobRow) -> JobRow:
         async with self._training.database.session() as session:
             return await queries.find_row(session, row.id) or row
+
+    # --- the spare driver -------------------------------------------------------------------------------------------
+
+    async def _keep_spare(self, spares: SpareKeeper) -> None:
+        """Keeps one where that is wanted, and else lets go of the one that there is."""
+        wanted, is_retired = self._training.settings.spare_driver, False
+        while not is_retired:
+            mark = self._training.wake.mark()
+            try:
+                await (spares.look() if wanted else spares.retire())
+                is_retired = not wanted
+                self._troubles.pop("spare", None)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with it, jobs go on
+                self._complain("spare", error)
+            await self._training.wake.wait(mark, SPARE_LOOK_S)
+        await asyncio.Event().wait()  # never, and returning would end the leadership
 
     # --- Serve ------------------------------------------------------------------------------------------------------
 

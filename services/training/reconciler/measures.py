@@ -65,7 +65,7 @@ ENDED = Counter("rekindle_jobs_ended_total", "Jobs that ended.", ["kind", "state
 RECOVERIES = Counter("rekindle_job_recoveries_total", "Times that training went on in another process.")
 IMAGES_DONE = Counter("rekindle_job_images_total", "Images that jobs have worked off, by stage.", ["stage"])
 
-GENERAL_TROUBLES = frozenset({"lease", "jobs", "serve", "copies", "garbage", "cluster", "measures"})
+GENERAL_TROUBLES = frozenset({"lease", "jobs", "serve", "copies", "garbage", "cluster", "measures", "spare"})
 """What a trouble may be about besides a single job."""
 
 

@@ -9,7 +9,6 @@ from datetime import datetime
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.contracts.batch_predictions import BatchResult
-from services.contracts.ids import JobId, submission_id
 from services.contracts.jobs import (
     CapacityWait,
     EpochMetrics,
@@ -99,13 +98,16 @@ async def wait(leased: LeasedDatabase, seen: JobRow, state: JobState, reason: st
         return True
 
 
-async def begin_attempt(leased: LeasedDatabase, seen: JobRow, attempt: int, reason: str, now: datetime) -> bool:
-    """Commits to an attempt before it is submitted, so that a successor submits the same one."""
+async def begin_attempt(
+    leased: LeasedDatabase, seen: JobRow, attempt: int, ray_job: str, reason: str, now: datetime
+) -> bool:
+    """Commits to an attempt, under a Ray submission id, before it is submitted, so that a successor submits the same
+    one."""
     async with leased.job(seen) as (session, row):
         if row is None:
             return False
         row.attempt = attempt
-        row.submission_id = submission_id(JobId(row.id), attempt)
+        row.submission_id = ray_job
         row.submitted_at = None
         row.retry_at = None
         row.progress_seq = -1

@@ -70,7 +70,7 @@ def rebuild(found: FoundJob, now: datetime) -> RebuiltJob:
     for number in range(1, newest + 1):
         _tell_attempt(story, number, found.attempts.get(number), is_newest=number == newest)
     row.attempt = newest
-    row.submission_id = submission_id(found.record.job_id, newest) if newest else None
+    row.submission_id = _ray_job_of(found, newest) if newest else None
     row.progress_seq = story.seq
     row.unknown_failures = story.unknown_failures
     row.infrastructure_failures = story.infrastructure_failures
@@ -82,6 +82,12 @@ def rebuild(found: FoundJob, now: datetime) -> RebuiltJob:
     row.updated_at = story.events[-1].at
     row.reason = story.events[-1].message
     return RebuiltJob(row, story.events)
+
+
+def _ray_job_of(found: FoundJob, number: int) -> str:
+    attempt = found.attempts.get(number)
+    own = submission_id(found.record.job_id, number)
+    return own if attempt is None or attempt.driver is None else attempt.driver.submission_id
 
 
 def _tell_attempt(story: _Story, number: int, attempt: FoundAttempt | None, *, is_newest: bool) -> None:

@@ -23,6 +23,7 @@ from services.contracts.jobs import (
     ProgressRecord,
 )
 from services.contracts.models import ModelManifest, TrunkManifest, VersionClaim, VersionDeletion
+from services.contracts.spare import AttemptDriver
 from services.runtime.objects import ObjectStore
 
 Parsed = TypeVar("Parsed")
@@ -47,6 +48,8 @@ class FoundAttempt:
 
     records: tuple[ProgressRecord, ...]
     outcome: AttemptOutcome | None
+    driver: AttemptDriver | None = None
+    """Null: a Ray job of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +155,7 @@ class BucketReader:
         return FoundAttempt(
             records=tuple(record for record in read if record is not None),
             outcome=self._optional(names.attempt_outcome(job_id, number), AttemptOutcome.model_validate_json),
+            driver=self._optional(names.attempt_driver(job_id, number), AttemptDriver.model_validate_json),
         )
 
     def version_numbers(self, name: str) -> list[int]:

@@ -24,7 +24,7 @@ def kind_of(command_line: Sequence[str]) -> str | None:
         title = command.removeprefix("ray::")
         kind = "ServeReplica" if title.startswith("ServeReplica") else title.rpartition(":")[2].partition(".")[0]
         return None if kind == "IDLE" else kind
-    if "ray_cluster.train.attempt" in command_line:
+    if "-m ray_cluster.train.attempt" in command:
         return DRIVER
     return None
 

@@ -11,9 +11,11 @@ from typing import Any
 import psutil
 
 from services.client import Rekindle
+from services.contracts import names
 from services.contracts.backbones import BackboneName
 from services.contracts.ids import DatasetId
 from services.contracts.jobs import ParentVersion, Stage, TrainingJob, TrainingJobSpec, WeightsUri
+from services.contracts.spare import SpareDriver
 from services.local.home import StackHome
 from services.local.processes import stack_processes
 from tests.benchmarks.images import ImageSet
@@ -23,6 +25,7 @@ from tests.servers.local_stack import running_stack
 JOB_WITHIN_S = 1800.0
 TRAINER = "Trainer"
 GONE_WITHIN_S = 20.0
+AT_REST_WITHIN_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +97,7 @@ class Product:
         """
         if not (again or keep_features):
             shutil.rmtree(self.home / "bucket" / "features", ignore_errors=True)
-        if not keep_trainers:
-            self._end_trainers()
+        self._until_at_rest()
         if not again:
             self._count += 1
             made = self.client.datasets.create_from_prefix(f"bench-{self._count}", images.folder.as_uri())
@@ -119,6 +121,17 @@ class Product:
         assert job.result is not None
         self._newest[images.folder] = ParentVersion(model_name=job.model_name, version=job.result.version)
         return _job_run(job, posted_s, wall_s, answered_s, memory.peaks)
+
+    def _until_at_rest(self) -> None:
+        """The stack as it is some seconds after its last job: a driver waits, and is done with its start."""
+        deadline_s = time.monotonic() + AT_REST_WITHIN_S
+        record = self.home / "bucket" / names.spare_driver()
+        while True:
+            spare = SpareDriver.model_validate_json(record.read_bytes()) if record.exists() else None
+            if spare is not None and spare.ready and spare.given is None:
+                return
+            assert time.monotonic() < deadline_s, f"no driver waits for the next job: {spare}"
+            time.sleep(0.1)
 
     def _end_trainers(self) -> None:
         trainers = [process for process in self._processes() if _kind(process) == TRAINER]

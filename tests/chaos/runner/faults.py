@@ -321,6 +321,6 @@ def _pick(processes: Sequence[psutil.Process], scene: Scene) -> psutil.Process |
 
 def _is_of(process: psutil.Process, job_id: JobId) -> bool:
     try:
-        return job_id in process.cmdline()
+        return job_id in " ".join(process.cmdline())
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return False

@@ -90,6 +90,7 @@ def test_the_parts_of_a_job_add_up_to_its_wall_time() -> None:
         (["ray::ServeReplica:trunk-1:trunk"], "ServeReplica"),
         (["ray::IDLE", "", ""], None),
         (["/usr/bin/python", "-m", "ray_cluster.train.attempt", "--job", "job_1"], "driver"),
+        (["python -m ray_cluster.train.attempt --job job_1", "", ""], "driver"),
         (["raylet", "--node"], None),
         ([], None),
     ],
