@@ -57,8 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = wait.until_given(node.keep)
     if given is None:
         return 0
-    as_attempt = ["--bucket", arguments.bucket, "--job", given.job_id, "--attempt", str(given.attempt)]
-    setproctitle.setproctitle(" ".join(["python -m ray_cluster.train.attempt", *as_attempt]))
+    # A title has as much room as the command line had: the bucket comes last.
+    shown = ["--job", given.job_id, "--attempt", str(given.attempt), "--bucket", arguments.bucket]
+    setproctitle.setproctitle(" ".join(["python -m ray_cluster.train.attempt", *shown]))
     _log.info("attempt %d of %s begins", given.attempt, given.job_id)
     return attempt.run(attempt.Arguments(arguments.bucket, given.job_id, given.attempt))
 

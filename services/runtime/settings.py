@@ -368,4 +368,4 @@ def _shown_default(field: FieldInfo) -> str:
         return ""
     if isinstance(default, tuple):
         return f"`{','.join(cast('tuple[str, ...]', default))}`"
-    return f"`{default}`"
+    return f"`{str(default).lower() if isinstance(default, bool) else default}`"

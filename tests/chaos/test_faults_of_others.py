@@ -1,88 +1,26 @@
 """I7: what machines do is not held against the job, and an unreachable cluster is no reason to start anything twice."""
 
-import contextlib
 import shutil
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx2
-import psutil
 import pytest
 
 from services.contracts.ids import JobId, submission_id
 from tests.chaos.fits import LONG, running_trainer
+from tests.chaos.gateway import Gateway, gateway_on
 from tests.cluster.attempts import wait_until
-from tests.servers.gateway_process import gateways
-from tests.servers.ray_nodes import RayNodes, Role
+from tests.servers.ray_nodes import RayNodes
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
-ENDS_WITHIN_S = 240
-QUICK = {"backbone": "rekindle_tiny"}
 DRIVER_KILLS = 3
-ENDED = ("succeeded", "failed", "cancelled")
-
-
-@dataclass(frozen=True, slots=True)
-class Gateway:
-    """A gateway process, its client, and the cluster that it starts attempts on."""
-
-    client: httpx2.Client
-    cluster: RayNodes
-    bucket_uri: str
-
-    def accept(self, images: Path, model_name: str, **spec: Any) -> str:
-        source = {"type": "prefix", "uri": images.as_uri()}
-        dataset = self.client.post("/v1/datasets", json={"name": model_name, "source": source}).raise_for_status()
-        body = {"dataset_id": dataset.json()["id"], "model_name": model_name, **QUICK, **spec}
-        return self.client.post("/v1/training-jobs", json=body).raise_for_status().json()["id"]
-
-    def job(self, job_id: str) -> dict[str, Any]:
-        return self.client.get(f"/v1/training-jobs/{job_id}").raise_for_status().json()
-
-    def wait(self, job_id: str, true: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-        """The job, once that is so."""
-        deadline_s = time.monotonic() + ENDS_WITHIN_S
-        while not true(job := self.job(job_id)):
-            assert time.monotonic() < deadline_s, job
-            assert job["state"] not in ENDED, job
-            time.sleep(0.1)
-        return job
-
-    def end(self, job_id: str) -> dict[str, Any]:
-        return self.wait(job_id, lambda job: job["state"] in ENDED)
-
-    def log(self, job_id: str) -> str:
-        """Of the newest attempt."""
-        return self.client.get(f"/v1/training-jobs/{job_id}/logs").raise_for_status().text
-
-    def driver(self, job_id: str, attempt: int) -> psutil.Process | None:
-        """The process of the attempt, where it runs."""
-        for process in self.cluster.processes(Role.JOB_DRIVER):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                command = " ".join(process.cmdline()).strip()
-                if job_id in command and command.endswith(f"--attempt {attempt}"):
-                    return process
-        return None
-
-    def submitted(self, job_id: str) -> list[str]:
-        """All attempts of the job that Ray was ever given."""
-        listed = httpx2.get(f"{self.cluster.dashboard_url}/api/jobs/", timeout=60).raise_for_status().json()
-        return [each["submission_id"] for each in listed if job_id in (each["submission_id"] or "")]
 
 
 @pytest.fixture(scope="module")
 def gateway(cluster: RayNodes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    folder = tmp_path_factory.mktemp("gateway")
-    database_url = f"sqlite+aiosqlite:///{folder / 'rekindle.db'}"
-    with (
-        gateways(folder, database_url, cluster.dashboard_url) as (process,),
-        httpx2.Client(base_url=process.url, timeout=60, trust_env=False) as client,
-    ):
-        yield Gateway(client, cluster, (folder / "bucket").as_uri())
+    with gateway_on(cluster, tmp_path_factory.mktemp("gateway")) as running:
+        yield running
 
 
 def test_lost_drivers_and_machines_use_up_no_attempt(gateway: Gateway, images: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from services.local.home import StackHome, StackRecord
 from services.local.processes import stack_processes
-from tests.servers.local_stack import LocalStack
+from tests.servers.local_stack import LocalStack, wait_until_at_rest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(200)]
 
@@ -42,6 +42,7 @@ def record(stack: LocalStack, data_dir: Path) -> StackRecord:
     with stack.client() as client:
         client.predict("base", data_dir / "datasets" / "hemlock_cherry" / "test" / "hemlock" / "test_image.jpg")
         assert all(job.state.is_terminal for job in client.training_jobs.list())
+    wait_until_at_rest(stack.home)
     return record
 
 

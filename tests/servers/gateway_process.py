@@ -96,6 +96,7 @@ def gateways(
         "REKINDLE_RETRY_INITIAL_S": "0.1",
         "REKINDLE_RETRY_MAX_S": "0.5",
         "REKINDLE_MAX_RUNNING_JOBS": "100",
+        "REKINDLE_SPARE_DRIVER": "false",
         **settings,
     }
     started = [GatewayProcess(f"gateway-{number}", folder, environment).start() for number in range(count)]

@@ -17,10 +17,13 @@ import pytest
 
 from ray_cluster.vision.drawn import draw_dataset
 from services.client import Rekindle
+from services.contracts import names
+from services.contracts.spare import SpareDriver
 from services.local.background import BackgroundStack
 
 PR_SET_CHILD_SUBREAPER = 36
 COMMAND_WITHIN_S = 240
+AT_REST_WITHIN_S = 120
 LINGERING_S = 5
 """Processes may take this long to notice that what they belonged to is gone."""
 
@@ -61,6 +64,19 @@ class LocalStack:
     def run_json(self, *arguments: str | Path) -> Any:
         """What the command prints with `--json`."""
         return json.loads(self.run(*arguments, "--json").stdout)
+
+
+def wait_until_at_rest(home: Path) -> None:
+    """Returns when the stack is as it is some seconds after its last job: a driver waits for the next one, and is done
+    with its start."""
+    deadline_s = time.monotonic() + AT_REST_WITHIN_S
+    record = home / "bucket" / names.spare_driver()
+    while True:
+        spare = SpareDriver.model_validate_json(record.read_bytes()) if record.exists() else None
+        if spare is not None and spare.ready and spare.given is None:
+            return
+        assert time.monotonic() < deadline_s, f"no driver waits for the next job: {spare}"
+        time.sleep(0.1)
 
 
 def run_command(*arguments: str | Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -116,9 +132,16 @@ class Orphans:
 
     def left(self) -> list[str]:
         """Command lines of the processes that are still there after a moment."""
-        living = [child for child in psutil.Process().children(recursive=True) if child.pid not in self._before]
+        living = [child for child in psutil.Process().children(recursive=True) if not self._is_of_others(child)]
         _, alive = psutil.wait_procs(living, timeout=LINGERING_S)
         return [" ".join(process.cmdline()) for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+    def _is_of_others(self, process: psutil.Process) -> bool:
+        """Whether it was there before, or was started by what was: a stack that other tests use."""
+        try:
+            return any(each.pid in self._before for each in (process, *process.parents()))
+        except psutil.NoSuchProcess:
+            return False
 
 
 @pytest.fixture

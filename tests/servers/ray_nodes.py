@@ -55,6 +55,7 @@ class Role(StrEnum):
     TRAIN_CONTROLLER = r"ray::(\S+:)?TrainController\b"
     JOB_SUPERVISOR = r"ray::(\S+:)?JobSupervisor\b"
     JOB_DRIVER = r"\S*python\S* .*-m ray_cluster\.train\.attempt\b"
+    SPARE_DRIVER = r"\S*python\S* .*-m ray_cluster\.train\.spare\b"
     LABELLER = r"ray::label_task\b"
     SERVE_REPLICA = r"ray::ServeReplica\b"
     SERVE_PROXY = r"ray::(\S+:)?ProxyActor\b"

@@ -20,7 +20,7 @@ from tests.benchmarks.serve import limit, load, many, rivals
 from tests.benchmarks.serve.load import Load, Loaded
 from tests.benchmarks.train.memory import kind_of
 from tests.benchmarks.train.product import Product
-from tests.servers.local_stack import LocalStack, run_command, running_stack
+from tests.servers.local_stack import LocalStack, run_command, running_stack, wait_until_at_rest
 
 CLIENTS = (1, 8, 32)
 MOST_CLIENTS = max(CLIENTS)
@@ -91,6 +91,7 @@ def measure(setting: Setting, folder: Path) -> dict[str, Finding]:
     say(f"{max(setting.counts)} models are published")
     with running_stack(home) as stack, stack.client() as client:
         _until_served(client, files[0])
+        wait_until_at_rest(home)
         asked = Load(stack.url, [_path(next(many.names(1)))], [str(file) for file in files], 1, setting.seconds)
         for number in range(setting.rounds):
             measured.limit.append(on_every_core(limit.predict_rate, home / "bucket", trunk_json, files))

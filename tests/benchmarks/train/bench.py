@@ -118,9 +118,9 @@ class Bench:
         return self._scratch[number]
 
     def after_another(self, number: int) -> JobRun:
-        """As `scratch`, right after another job."""
+        """As `scratch`, before the stack is at rest after another job."""
         own = images.link(self.images, self._folder_of(number))
-        return self.product.train(own, self.seed(number), keep_trainers=True)
+        return self.product.train(own, self.seed(number), at_once=True)
 
     def grown(self, number: int, image_count: int) -> JobRun:
         """The same user's next job, right after `scratch`: images were added to the dataset, up to so many."""
@@ -149,6 +149,7 @@ class Bench:
         command += [str(self.images.folder), str(self.setting.weights), "--backbone", self.setting.backbone]
         command += ["--epochs", str(epochs), "--cut", cut, "--seeds", *map(str, seeds)]
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        self.product.rest()
         done = subprocess.run(
             command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=KERAS_WITHIN_S
         )

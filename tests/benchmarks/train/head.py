@@ -22,14 +22,14 @@ class HeadPair:
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
         self._ours: list[JobRun] = []
-        self._warm: list[JobRun] = []
-        """Each right after another job, whose trainer it finds."""
+        self._straight_after: list[JobRun] = []
+        """Each right after another job, while no driver waits yet."""
         self._theirs: list[KerasRun] = []
 
     def measure(self, number: int) -> None:
         self._theirs.append(self._bench.keras_timed(number, self._bench.setting.keras_epochs))
         self._ours.append(self._bench.scratch(number))
-        self._warm.append(self._bench.after_another(number))
+        self._straight_after.append(self._bench.after_another(number))
 
     def finding(self) -> Finding:
         seeds = self._bench.setting.seeds
@@ -40,7 +40,7 @@ class HeadPair:
         return Finding(
             [
                 *speed_figures(self._ours, self._theirs),
-                *warm_figures(self._warm, self._theirs),
+                *straight_after_figures(self._straight_after, self._theirs),
                 *first_job_figures(self._bench.first, self._theirs),
                 *accuracy_figures(ours, theirs),
             ],
@@ -50,15 +50,16 @@ class HeadPair:
                 "count as the median of all but the first; compute is its epochs, validation on the test images "
                 "included; wall time adds its process' start, and building and loading the network.",
                 f"The product: compute is the work of {', '.join(COMPUTED)}; wall time is from the POST until the "
-                "version answered a prediction, without features of these images and without a trainer kept warm, or, "
-                "as `warm`, with the one that the job before left. The stack has served a model of this backbone "
-                "before; its very first job, which also builds the trunk and starts Serve, is given by itself.",
+                "version answered a prediction, without features of these images, on a stack at rest, where a driver "
+                "waits for the next job, or, as `straight_after`, before that driver is there. The stack has served a "
+                "model of this backbone before; its very first job, which also builds the trunk and starts Serve, is "
+                "given by itself.",
                 f"Accuracy of Keras: mean over seeds {', '.join(map(str, seeds))} of the same head, trained as long on "
                 "the features of Keras' own pixels: its backbone is frozen and nothing is augmented, so that is the "
                 "same model. The product trains until its head has converged.",
             ],
             {"first": asdict(self._bench.first) if self._bench.first else None}
-            | {"warm": [asdict(run) for run in self._warm]}
+            | {"straight_after": [asdict(run) for run in self._straight_after]}
             | {"product": [asdict(run) for run in self._ours], "keras": [asdict(run) for run in self._theirs]}
             | {"accuracies_product": ours, "accuracies_keras": theirs},
         )
@@ -87,13 +88,13 @@ def speed_figures(ours: Sequence[JobRun], theirs: Sequence[KerasRun]) -> list[Fi
     ]
 
 
-def warm_figures(warm: Sequence[JobRun], theirs: Sequence[KerasRun]) -> list[Figure]:
-    """What whoever trains again within `REKINDLE_TRAINER_IDLE_S` sees."""
-    wall = speedup([run.answered_s for run in warm], keras_walls_s(theirs))
-    compute = speedup([compute_s(run) for run in warm], [epochs_total_s(run.epochs_s, EPOCHS[0]) for run in theirs])
+def straight_after_figures(runs: Sequence[JobRun], theirs: Sequence[KerasRun]) -> list[Figure]:
+    """What whoever trains again at once sees."""
+    wall = speedup([run.answered_s for run in runs], keras_walls_s(theirs))
+    compute = speedup([compute_s(run) for run in runs], [epochs_total_s(run.epochs_s, EPOCHS[0]) for run in theirs])
     return [
-        Figure("speedup_10_epochs_warm", compute, "compute, with the trainer of the job before"),
-        Figure("wall_speedup_10_epochs_warm", wall, "wall time, with the trainer of the job before"),
+        Figure("speedup_10_epochs_straight_after", compute, "compute, right after another job"),
+        Figure("wall_speedup_10_epochs_straight_after", wall, "wall time, right after another job"),
     ]
 
 

@@ -43,6 +43,7 @@ class LimitsPair:
         trunks = [path.read_text() for path in bucket.glob("trunks/*/trunk.json")]
         (trunk_json,) = [each for each in trunks if TrunkManifest.model_validate_json(each).cut == "pooled"]
         files = sorted(path for path in self._bench.images.folder.rglob("*") if path.is_file())[:SAMPLE]
+        self._bench.product.rest()
         engines = contenders([TrunkManifest.model_validate_json(trunk_json)], gpu=False)
         rates = [on_every_core(partial(forward_rate, name), bucket, trunk_json, files) for name in engines]
         self._forward.append(max(rates))

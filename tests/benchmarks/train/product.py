@@ -11,21 +11,16 @@ from typing import Any
 import psutil
 
 from services.client import Rekindle
-from services.contracts import names
 from services.contracts.backbones import BackboneName
 from services.contracts.ids import DatasetId
 from services.contracts.jobs import ParentVersion, Stage, TrainingJob, TrainingJobSpec, WeightsUri
-from services.contracts.spare import SpareDriver
 from services.local.home import StackHome
 from services.local.processes import stack_processes
 from tests.benchmarks.images import ImageSet
-from tests.benchmarks.train.memory import MemoryWatch, kind_of
-from tests.servers.local_stack import running_stack
+from tests.benchmarks.train.memory import MemoryWatch
+from tests.servers.local_stack import running_stack, wait_until_at_rest
 
 JOB_WITHIN_S = 1800.0
-TRAINER = "Trainer"
-GONE_WITHIN_S = 20.0
-AT_REST_WITHIN_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +79,7 @@ class Product:
         *,
         again: bool = False,
         keep_features: bool = False,
-        keep_trainers: bool = False,
+        at_once: bool = False,
         watch_memory: bool = False,
         spec: Mapping[str, Any] | None = None,
     ) -> JobRun:
@@ -92,12 +87,13 @@ class Product:
         of.
 
         With `again` on the dataset that was made of the folder before, which may have grown, and from the version that
-        was trained on it last; with `keep_features` its images may have been in others. With `keep_trainers` it finds
-        the trainer that an earlier job left; else none. `watch_memory` costs some of the time.
+        was trained on it last; with `keep_features` its images may have been in others. The stack is at rest before,
+        unless the job is to begin `at_once`. `watch_memory` costs some of the time.
         """
         if not (again or keep_features):
             shutil.rmtree(self.home / "bucket" / "features", ignore_errors=True)
-        self._until_at_rest()
+        if not at_once:
+            self.rest()
         if not again:
             self._count += 1
             made = self.client.datasets.create_from_prefix(f"bench-{self._count}", images.folder.as_uri())
@@ -122,22 +118,9 @@ class Product:
         self._newest[images.folder] = ParentVersion(model_name=job.model_name, version=job.result.version)
         return _job_run(job, posted_s, wall_s, answered_s, memory.peaks)
 
-    def _until_at_rest(self) -> None:
-        """The stack as it is some seconds after its last job: a driver waits, and is done with its start."""
-        deadline_s = time.monotonic() + AT_REST_WITHIN_S
-        record = self.home / "bucket" / names.spare_driver()
-        while True:
-            spare = SpareDriver.model_validate_json(record.read_bytes()) if record.exists() else None
-            if spare is not None and spare.ready and spare.given is None:
-                return
-            assert time.monotonic() < deadline_s, f"no driver waits for the next job: {spare}"
-            time.sleep(0.1)
-
-    def _end_trainers(self) -> None:
-        trainers = [process for process in self._processes() if _kind(process) == TRAINER]
-        for trainer in trainers:
-            trainer.kill()
-        psutil.wait_procs(trainers, GONE_WITHIN_S)
+    def rest(self) -> None:
+        """Waits until the last job leaves all of the machine to others."""
+        wait_until_at_rest(self.home)
 
     def _processes(self) -> list[psutil.Process]:
         record = StackHome(self.home).read_record()
@@ -150,13 +133,6 @@ def running_product(home: Path, backbone: BackboneName, weights: Path) -> Iterat
     """The stack, from its start to its stop."""
     with running_stack(home) as stack, stack.client() as client:
         yield Product(client, home, backbone, weights)
-
-
-def _kind(process: psutil.Process) -> str | None:
-    try:
-        return kind_of(process.cmdline())
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return None
 
 
 def _job_run(job: TrainingJob, posted_s: float, wall_s: float, answered_s: float, peaks: dict[str, int]) -> JobRun:

@@ -38,8 +38,12 @@ def read(store: ObjectStore) -> SpareDriver:
 
 def then(*steps: Callable[[], None]) -> Callable[[], None]:
     """What happens between its looks, one step after the other; there is no look after the last."""
-    left = list(steps)
-    return lambda: left.pop(0)()
+    left = iter(steps)
+
+    def step() -> None:
+        next(left)()
+
+    return step
 
 
 def test_it_waits_until_it_is_given_an_attempt(store: ObjectStore) -> None:
