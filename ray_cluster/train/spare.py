@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_cluster.train import attempt, tasks, trainers
 from ray_cluster.train.cluster_view import ClusterUnknown
 from ray_cluster.train.cluster_view import look as look_at_cluster
+from ray_cluster.train.dispatch import TASK_CPUS
 from ray_cluster.train.driver import connect
 from ray_cluster.train.gathering import Gathering
 from ray_cluster.train.machines import NodeView, Place, suitable
@@ -36,8 +37,8 @@ from services.runtime.objects import ObjectStore, StoredObject, open_store
 
 LOOK_S = 0.25
 """How often it looks for its attempt, which so begins half of that later on average."""
-WARM_UP_S = 30.0
-"""Processes that have not started by then are not worth waiting for."""
+WARM_UP_S = 10.0
+"""Processes that have not started by then are not worth waiting for: an attempt may."""
 
 _log = logging.getLogger(__name__)
 
@@ -126,24 +127,28 @@ class OwnNode:
         self._keep_at_s = 0.0
 
     def warm_up(self) -> None:
-        """Has the processes of the first tasks started, as many as are to run at a time, and a trainer. Ray keeps the
+        """Has the processes of the first tasks started, as many as can run at a time, and a trainer. Ray keeps the
         former for this driver."""
         with _harmless():
             node = _own_node()
-            if node is None:
-                return
-            here = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
-            count = int(min(node.total_cpus, os.cpu_count() or 1))
-            with tempfile.TemporaryDirectory(prefix="rekindle-spare-") as folder:
-                gathering = Gathering(Path(folder), count, WARM_UP_S)
-                warm_up = tasks.warm_up_task.options(scheduling_strategy=here)
-                started = [warm_up.remote(self._bucket_uri, gathering) for _ in range(count)]
+            if node is not None:
+                self._start_processes(node)
                 trainers.keep_one(node.node_id)
-                ray.wait(started, num_returns=count, timeout=WARM_UP_S)
-            # Of no files: from then on Ray knows the task that comes first.
-            nothing = tasks.inspect_task.options(scheduling_strategy=here)
-            ray.get(nothing.remote(self._bucket_uri, self._bucket_uri, DatasetId(""), [], None), timeout=WARM_UP_S)
         self._kept()
+
+    def _start_processes(self, node: NodeView) -> None:
+        count = min(int(node.free_cpus / TASK_CPUS), os.cpu_count() or 1)
+        if not count:
+            return
+        here = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+        with tempfile.TemporaryDirectory(prefix="rekindle-spare-") as folder:
+            gathering = Gathering(Path(folder), count, WARM_UP_S)
+            warm_up = tasks.warm_up_task.options(scheduling_strategy=here)
+            started = [warm_up.remote(self._bucket_uri, gathering) for _ in range(count)]
+            ray.wait(started, num_returns=count, timeout=2 * WARM_UP_S)
+        # Of no files: from then on Ray knows the task that comes first.
+        nothing = tasks.inspect_task.options(scheduling_strategy=here)
+        ray.get(nothing.remote(self._bucket_uri, self._bucket_uri, DatasetId(""), [], None), timeout=WARM_UP_S)
 
     def keep(self) -> None:
         """Call it again and again: a trainer leaves when nobody wants it for a while."""

@@ -195,11 +195,12 @@ def keep_one(node_id: str) -> None:
 
     Returns when it answers, or is not worth waiting for. Raises `RayError` where it dies as it starts.
     """
-    free = [each for each in find(PATIENT_S) if each.free and each.view.node_id == node_id]
+    answered = find(PATIENT_S)
+    free = [each for each in answered if each.free and each.view.node_id == node_id]
     if free:
         free[0].actor.stay.remote()
         return
-    starting = names_starting(Place(), ())
+    starting = names_starting(Place(), answered)
     await_one(min(starting) if starting else start(Place(), node_id=node_id), START_S)
 
 

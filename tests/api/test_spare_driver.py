@@ -9,9 +9,11 @@ import pytest
 
 from services.contracts import names
 from services.contracts.ids import JobId, is_spare, submission_id
+from services.contracts.jobs import Fence
 from services.contracts.spare import GivenAttempt, SpareDriver
 from services.training.ray_api import RayStatus
 from services.training.reconciler import policy, spare
+from services.training.reconciler.actor import Actor
 from tests.servers.fake_ray import FakeRay
 from tests.servers.training import PlayedAttempt, TrainingGateway, eventually, training_gateway
 
@@ -138,19 +140,20 @@ async def test_what_a_dead_leader_took_but_did_not_give_is_given_by_the_next_loo
     """The leader dies between the two: the database says where the attempt runs, the driver does not know."""
     monkeypatch.setattr(policy, "SILENCE", policy.SILENCE / 100)
     spare_id = await waiting(gateway)
-    give, lost = spare.give, asyncio.Event()
+    start, lost = Actor._start, asyncio.Event()
 
-    def loses_the_first(*arguments: Any) -> bool:
-        if not lost.is_set():
-            lost.set()
-            return True
-        return give(*arguments)
+    async def loses_the_first(*arguments: Any, **options: Any) -> bool:
+        if lost.is_set():
+            return await start(*arguments, **options)
+        lost.set()
+        return True
 
-    monkeypatch.setattr(spare, "give", loses_the_first)
+    monkeypatch.setattr(Actor, "_start", loses_the_first)
     job_id = (await gateway.job())["id"]
     assert (await given(gateway, spare_id)).job_id == job_id
     assert lost.is_set()
     assert (await gateway.read(job_id))["attempt"] == 1
+    assert Fence.model_validate_json(gateway.store.get(names.job_fence(JobId(job_id)))).attempt == 1
 
 
 async def test_one_that_was_given_another_attempt_is_followed_by_a_driver_of_the_job_s_own(

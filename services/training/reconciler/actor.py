@@ -83,18 +83,25 @@ class Actor:
             # The number is taken before the cluster hears of it: there can be no attempt that nobody knows of.
             if not await self._begin(row, action.attempt, ray_job, action.reason, now):
                 return False
-        if not await asyncio.to_thread(records.raise_fence, self.training.store, job_id, action.attempt):
-            return await self._catch_up(row, now)
-        if is_spare(ray_job):
-            if not await asyncio.to_thread(spare.give, self.training.store, ray_job, job_id, action.attempt):
-                return await self._begin_alone(row, action.attempt, now)
-            if action.attempt == row.attempt:
-                # It was given to it before, and the cluster does not know it: so it is started anew.
-                await self.training.ray.submit(spare.submission(self.training.store.uri, ray_job))
-        else:
-            await self.training.ray.submit(self._submission(row, action.attempt))
-        log.info("job.submitted", job_id=job_id, attempt=action.attempt, submission_id=ray_job)
+        if await self._start(row, action.attempt, ray_job, now, again=action.attempt == row.attempt):
+            log.info("job.submitted", job_id=job_id, attempt=action.attempt, submission_id=ray_job)
         # That the cluster has it is noted at the next look, when the cluster says so itself.
+        return True
+
+    async def _start(self, row: JobRow, attempt: int, ray_job: str, now: datetime, *, again: bool) -> bool:
+        """Has the cluster run the attempt that was begun; again, where that may have been done before. False: a later
+        attempt follows."""
+        store = self.training.store
+        if not await asyncio.to_thread(records.raise_fence, store, JobId(row.id), attempt):
+            await self._catch_up(row, now)
+            return False
+        if not is_spare(ray_job):
+            await self.training.ray.submit(self._submission(row, attempt))
+        elif not await asyncio.to_thread(spare.give, store, ray_job, JobId(row.id), attempt):
+            await self._begin_alone(row, attempt, now)
+            return False
+        elif again:
+            await self.training.ray.submit(spare.submission(store.uri, ray_job))
         return True
 
     async def _begin(self, row: JobRow, attempt: int, ray_job: str, reason: str, now: datetime) -> bool:
@@ -104,11 +111,11 @@ class Actor:
         self.training.changed.send()
         return True
 
-    async def _begin_alone(self, row: JobRow, attempt: int, now: datetime) -> bool:
+    async def _begin_alone(self, row: JobRow, attempt: int, now: datetime) -> None:
         """The spare driver that was to run the attempt runs another, or was let go: one with a Ray job of its own
         follows."""
         reason = f"The driver of attempt {attempt} is gone; attempt {attempt + 1} follows."
-        return await self._begin(row, attempt + 1, submission_id(JobId(row.id), attempt + 1), reason, now)
+        await self._begin(row, attempt + 1, submission_id(JobId(row.id), attempt + 1), reason, now)
 
     async def _rouse(self, row: JobRow, now: datetime) -> bool:
         """Submits what the cluster has already: that changes nothing, and a head that was restarted since begins to
@@ -117,13 +124,8 @@ class Actor:
         A spare driver is given its attempt as well: whoever was to do that may have died before."""
         if time.monotonic() < self.rouse_again_at_s.get(row.id, 0.0):
             return False
-        ray_job = ray_job_of(row)
-        if not is_spare(ray_job):
-            await self.training.ray.submit(self._submission(row, row.attempt))
-        elif await asyncio.to_thread(spare.give, self.training.store, ray_job, JobId(row.id), row.attempt):
-            await self.training.ray.submit(spare.submission(self.training.store.uri, ray_job))
-        else:
-            return await self._begin_alone(row, row.attempt, now)
+        if not await self._start(row, row.attempt, ray_job_of(row), now, again=True):
+            return True
         self.rouse_again_at_s[row.id] = time.monotonic() + SILENCE.total_seconds()
         log.info("job.silent", job_id=row.id, attempt=row.attempt)
         return False
@@ -144,13 +146,13 @@ class Actor:
             },
         )
 
-    async def _catch_up(self, row: JobRow, now: datetime) -> bool:
+    async def _catch_up(self, row: JobRow, now: datetime) -> None:
         """The bucket knows a newer attempt. Where another leader is ahead, this raises `Fenced`; otherwise the database
         has lost some history, and the job goes on with a number that nobody has used."""
         unused = await asyncio.to_thread(records.read_fence, self.training.store, JobId(row.id)) + 1
         reason = f"The bucket knows of attempt {unused - 1}, the database does not; attempt {unused} follows."
         log.warning("job.database_behind", job_id=row.id, attempt=row.attempt, next_attempt=unused)
-        return await self._begin(row, unused, submission_id(JobId(row.id), unused), reason, now)
+        await self._begin(row, unused, submission_id(JobId(row.id), unused), reason, now)
 
     async def _stop(self, row: JobRow, reason: str, now: datetime) -> bool:
         if time.monotonic() < self.stop_again_at_s.get(row.id, 0.0):

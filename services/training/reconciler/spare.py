@@ -62,8 +62,7 @@ class SpareKeeper:
         newest = await asyncio.to_thread(_read, self.training.store)
         if newest is None or await self._is_over(newest.spare):
             # One that dies as it starts would die again, and starting takes seconds of a core.
-            died = newest is not None and not newest.spare.ready and newest.spare.given is None
-            self._deaths = self._deaths + 1 if died else 0
+            self._deaths = self._deaths + 1 if newest is not None and _died_young(newest.spare) else 0
             self._free = await self._replace(newest)
         elif newest.spare.given is None:
             self._free = newest.spare.submission_id
@@ -103,6 +102,11 @@ def submission(bucket_uri: str, spare_id: str) -> Submission:
         entrypoint=f"python -m ray_cluster.train.spare --bucket {shlex.quote(bucket_uri)} --id {spare_id}",
         metadata={"name": "spare driver"},
     )
+
+
+def _died_young(spare: SpareDriver) -> bool:
+    """Of one that is over: whether it was never of use to anybody."""
+    return not spare.ready and spare.given is None and spare.submission_id != NOBODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +153,6 @@ def submission_of(store: ObjectStore, job_id: JobId, attempt: int) -> str:
     """The Ray submission id under which an attempt runs, or ran. Blocks."""
     try:
         driver = AttemptDriver.model_validate_json(store.get(names.attempt_driver(job_id, attempt)))
-    except NotFound:
+    except (NotFound, ValidationError):
         return submission_id(job_id, attempt)
     return driver.submission_id
