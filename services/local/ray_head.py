@@ -1,16 +1,14 @@
 """How the local Ray head is started: one node, on loopback only, behind a token."""
 
 import os
-import socket
 import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.local.ports import LOOPBACK, free_ports
 from services.local.processes import MARKER_VARIABLE
 
-LOOPBACK = "127.0.0.1"
 MIN_LOGICAL_CPUS = 8
 OBJECT_STORE_BYTES = 200_000_000
 """Images and features go through the bucket, not through Ray's object store."""
@@ -73,17 +71,6 @@ class RayPorts:
     client: int
     agent: int
     serve: int
-
-
-def free_ports(count: int) -> list[int]:
-    """Different ports of the loopback address that nobody listens on."""
-    with ExitStack() as sockets:
-        ports: list[int] = []
-        for _ in range(count):
-            probe = sockets.enter_context(socket.socket())
-            probe.bind((LOOPBACK, 0))
-            ports.append(probe.getsockname()[1])
-        return ports
 
 
 def choose_ray_ports() -> RayPorts:

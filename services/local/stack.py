@@ -23,15 +23,9 @@ import psutil
 from services.contracts.errors import Conflict, RekindleError
 from services.local.children import Child, ChildKeepsFailing, Say, keep_running, log_tail
 from services.local.home import StackHome, StackRecord, new_marker
+from services.local.ports import LOOPBACK, free_ports
 from services.local.processes import end_processes, stack_processes, start_time_s
-from services.local.ray_head import (
-    LOOPBACK,
-    RayPorts,
-    child_environment,
-    choose_ray_ports,
-    free_ports,
-    ray_command,
-)
+from services.local.ray_head import RayPorts, child_environment, choose_ray_ports, ray_command
 from services.runtime.ray_dashboard import dashboard_client
 from services.runtime.settings import Settings
 

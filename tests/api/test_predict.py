@@ -13,13 +13,13 @@ from fastapi import FastAPI
 from services.contracts.base import utc_now
 from services.inference import courier, replicas
 from services.inference.main import build_app
+from services.local.ports import free_ports
 from services.runtime.auth import Scope, create_key
 from services.runtime.database.tables import ModelAliasRow, ModelVersionRow
 from services.runtime.settings import Settings
 from tests.servers.serve_fake import (
     REJECTED,
     FakeServe,
-    free_port,
     no_replica,
     proxy_busy,
     replica_died,
@@ -48,7 +48,7 @@ def serve() -> FakeServe:
 
 @pytest.fixture
 def serve_url(serve: FakeServe) -> Generator[str, None, None]:
-    with running(serve, free_port()) as url:
+    with running(serve, free_ports(1)[0]) as url:
         yield url
 
 
@@ -352,7 +352,7 @@ async def test_a_request_is_held_until_the_application_is_deployed(
 
 
 async def test_a_request_is_held_while_serve_itself_starts(serve: FakeServe, tmp_path: Path) -> None:
-    port = free_port()
+    port = free_ports(1)[0]
     async with gateway(settings_for(tmp_path, f"http://127.0.0.1:{port}")) as client:
         held = asyncio.create_task(post(client))
         await asyncio.wait([held], timeout=0.3)
@@ -432,7 +432,7 @@ async def test_readiness_reports_serve_and_does_not_depend_on_it(
     response = await client.get("/readyz")
     assert response.status_code == 200
     assert response.json()["unavailable"] == {}
-    async with gateway(settings_for(tmp_path / "alone", f"http://127.0.0.1:{free_port()}")) as alone:
+    async with gateway(settings_for(tmp_path / "alone", f"http://127.0.0.1:{free_ports(1)[0]}")) as alone:
         response = await alone.get("/readyz")
     assert response.status_code == 200
     assert "cannot be reached" in response.json()["unavailable"]["serve"]

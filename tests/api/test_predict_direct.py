@@ -12,8 +12,9 @@ from starlette.responses import JSONResponse, Response
 from services.contracts.ids import TrunkId
 from services.contracts.serving import trunk_route
 from services.inference import direct
+from services.local.ports import free_ports
 from tests.api.test_predict import JPEG, TRUNK, gateway, labels, settings_for
-from tests.servers.serve_fake import FakeServe, free_port, running
+from tests.servers.serve_fake import FakeServe, running
 
 ROUTE = trunk_route(TrunkId(TRUNK))
 TARGET = {"name": "replica", "instance_id": "i-1"}
@@ -53,7 +54,7 @@ def dashboard() -> Dashboard:
 def urls(proxy: FakeServe, dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> Generator[dict[str, str]]:
     for name in ("LIST_EVERY_S", "LOOK_AGAIN_S"):
         monkeypatch.setattr(direct, name, 0.02)
-    with running(proxy, free_port()) as serve_url, running(dashboard, free_port()) as dashboard_url:
+    with running(proxy, free_ports(1)[0]) as serve_url, running(dashboard, free_ports(1)[0]) as dashboard_url:
         yield {"serve_url": serve_url, "ray_dashboard_url": dashboard_url}
 
 
@@ -76,7 +77,7 @@ async def test_a_replica_that_is_listed_is_asked_and_the_proxy_is_not(
     async with gateway(settings_for(tmp_path, **urls)) as client:
         assert await ask(client, b"rose") == ["rose by flowers v3"]
         assert proxy.requests.total() == 1
-        replica, port = serving(), free_port()
+        replica, port = serving(), free_ports(1)[0]
         with running(replica, port):
             dashboard.ports = [port]
             await until_asked(client, replica)
@@ -91,7 +92,7 @@ async def test_a_replica_that_is_listed_is_asked_and_the_proxy_is_not(
 async def test_when_it_is_gone_the_proxy_answers_and_nobody_sees_an_error(
     tmp_path: Path, proxy: FakeServe, dashboard: Dashboard, urls: dict[str, str]
 ) -> None:
-    replica, port = serving(), free_port()
+    replica, port = serving(), free_ports(1)[0]
     dashboard.ports = [port]
     async with gateway(settings_for(tmp_path, **urls)) as client:
         with running(replica, port):

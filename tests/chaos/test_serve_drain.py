@@ -25,7 +25,8 @@ from services.contracts.serving import application_name
 from services.inference.direct import PROXY, ReplicaAddresses
 from services.inference.predict.queries import ServedVersion
 from services.inference.replicas import Replicas
-from services.local.ray_head import DIRECT_INGRESS, free_ports
+from services.local.ports import free_ports
+from services.local.ray_head import DIRECT_INGRESS
 from services.runtime.objects import open_store
 from services.training.reconciler.serve_applications import ServeTarget, desired_config
 from tests.servers.fake_imds import FakeImds, fake_imds

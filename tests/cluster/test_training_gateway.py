@@ -3,7 +3,6 @@
 import io
 import os
 import signal
-import socket
 import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from services.local.ports import free_ports
 from services.training.ray_api import HttpRayApi, RayStatus, Submission
 from tests.servers.ray_local import LocalRay
 from tests.servers.training import TrainingGateway, eventually, training_gateway
@@ -34,17 +34,12 @@ async def ray(ray_local: LocalRay) -> AsyncIterator[HttpRayApi]:
 async def gateway(ray_local: LocalRay, tmp_path: Path, empty_sqlite_url: str) -> AsyncIterator[TrainingGateway]:
     ray = HttpRayApi(ray_local.dashboard_url)
     async with training_gateway(
-        tmp_path, empty_sqlite_url, ray, reconcile_interval_s=0.3, serve_port=free_port()
+        tmp_path, empty_sqlite_url, ray, reconcile_interval_s=0.3, serve_port=free_ports(1)[0]
     ) as gateway:
         yield gateway
     async with HttpRayApi(ray_local.dashboard_url) as ray:
         if await ray.serve_applications():
             await ray.deploy({"applications": []})
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
 
 
 async def accept(gateway: TrainingGateway, **spec: Any) -> str:

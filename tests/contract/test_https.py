@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from services.local.ports import free_ports
 from tests.cluster.attempts import wait_until
-from tests.servers.serve_fake import free_port
 
 STARTED_WITHIN_S = 60
 
@@ -62,7 +62,7 @@ def gateway(folder: Path, port: int, certificate: Path, key: Path) -> subprocess
 
 @pytest.fixture(scope="module")
 def port(pem: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    port = free_port()
+    port = free_ports(1)[0]
     context = ssl.create_default_context(cafile=pem[0])
     with gateway(tmp_path_factory.mktemp("home"), port, *pem) as process:
 
@@ -96,7 +96,7 @@ def test_a_key_of_another_certificate_is_told_at_the_start(tmp_path: Path, pem: 
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     (tmp_path / "other.pem").write_bytes(other)
-    with gateway(tmp_path / "home", free_port(), pem[0], tmp_path / "other.pem") as process:
+    with gateway(tmp_path / "home", free_ports(1)[0], pem[0], tmp_path / "other.pem") as process:
         assert process.stderr is not None
         said = process.stderr.read()
         assert process.wait(30) != 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray_cluster.spot.market import INSTANCE_TYPE_PATH, LIFE_CYCLE_PATH
-from services.local.ray_head import free_ports
+from services.local.ports import free_ports
 from tests.servers.ec2 import FakeEc2
 from tests.servers.fake_imds import FakeImds, fake_imds
 from tests.servers.ray_nodes import HEAD_IP, Node, RayNodes, node_flags

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,14 +12,10 @@ from pathlib import Path
 
 import httpx2
 
+from services.local.ports import free_ports
+
 START_TIMEOUT_S = 90
 LOG_SHOWN_CHARACTERS = 8000
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @dataclass
@@ -30,7 +25,7 @@ class GatewayProcess:
     name: str
     folder: Path
     environment: dict[str, str]
-    port: int = field(default_factory=_free_port)
+    port: int = field(default_factory=lambda: free_ports(1)[0])
     process: subprocess.Popen[bytes] | None = None
 
     @property

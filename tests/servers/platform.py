@@ -10,6 +10,7 @@ import httpx2
 import pytest
 
 from services.inference.main import build_parts as build_inference
+from services.local.ports import free_ports
 from services.runtime.app import create_app
 from services.runtime.database import Database
 from services.runtime.gateway import join
@@ -18,7 +19,7 @@ from services.runtime.settings import Settings
 from services.training.main import build_parts as build_training
 from services.training.models import queries
 from tests.servers.fake_ray import FakeRay
-from tests.servers.serve_fake import FakeServe, free_port, running
+from tests.servers.serve_fake import FakeServe, running
 from tests.servers.training import TrainingGateway, make_manifest
 
 TRUNK = "a"
@@ -44,7 +45,7 @@ async def running_platform(folder: Path, database_url: str, **options: Any) -> A
     """The application on a local bucket, with the model `base`. `options` are settings."""
     serve = FakeServe()
     serve.deployed = {TRUNK * 64, BASE_TRUNK * 64}
-    with running(serve, free_port()) as serve_url:
+    with running(serve, free_ports(1)[0]) as serve_url:
         values = {"reconcile_interval_s": 0.05, "lease_s": 2, "predict_deadline_s": 10, "serve_url": serve_url}
         bucket = (folder / "bucket").as_uri()
         settings = Settings(home=folder / "home", bucket=bucket, database_url=database_url, **values | options)

@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import httpx2
 import psutil
 import pytest
 
+from services.local.ports import free_ports
 from tests.servers.ray_environment import ROOT, ray_environment
 
 _START_TIMEOUT_S = 120
@@ -45,7 +45,7 @@ def ray_local() -> Iterator[LocalRay]:
     imports this: idle, it would take from the tests after it what several processes do."""
     # A Unix socket's path has at most 107 bytes, and Ray's lie deep: pytest's own folders are too long.
     temp_dir = Path(tempfile.mkdtemp(prefix="rk-", dir="/tmp"))
-    gcs, dashboard, agent, metrics, runtime_env, client = _free_ports(6)
+    gcs, dashboard, agent, metrics, runtime_env, client = free_ports(6)
     env = ray_environment()
     command = [
         Path(sys.executable).with_name("ray").as_posix(),
@@ -69,14 +69,6 @@ def ray_local() -> Iterator[LocalRay]:
     finally:
         _kill_everything(process, temp_dir)
         shutil.rmtree(temp_dir, ignore_errors=True)
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as open_until_all_are_found:
-        sockets = [open_until_all_are_found.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def _wait_for_jobs_api(process: subprocess.Popen[bytes], dashboard_url: str, log_path: Path) -> None:

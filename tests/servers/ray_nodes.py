@@ -33,7 +33,7 @@ import httpx2
 import psutil
 import pytest
 
-from services.local.ray_head import free_ports
+from services.local.ports import free_ports
 from tests.servers.ray_environment import ROOT, ray_environment
 
 START_TIMEOUT_S = 120

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from services.local.ports import free_ports
 from tests.servers.ray_environment import ROOT
 
 START_TIMEOUT_S = 90
@@ -87,7 +87,7 @@ def running_s3_server(log: Path) -> Iterator[S3Server]:
 
 def _start(log: Path) -> tuple[subprocess.Popen[bytes], str]:
     for _ in range(START_TRIES):  # another process may take the port that was free
-        port = _free_port()
+        (port,) = free_ports(1)
         endpoint_url = f"http://127.0.0.1:{port}"
         with log.open("ab") as output:
             command = [sys.executable, "-m", "tests.servers.moto_s3", "-H", "127.0.0.1", "-p", str(port)]
@@ -121,12 +121,6 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
     process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def _open(request: urllib.request.Request):

@@ -157,12 +157,6 @@ def replica_died() -> Response:
     return PlainTextResponse("Internal Server Error", 500)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @contextmanager
 def running(fake: FakeServe, port: int) -> Generator[str, None, None]:
     """The fake on 127.0.0.1:`port` in a thread; gives its URL."""

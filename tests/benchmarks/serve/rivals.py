@@ -19,8 +19,8 @@ from typing import Any
 import psutil
 
 from services.contracts.backbones import BACKBONES, BackboneName
+from services.local.ports import free_ports
 from services.local.processes import end_processes
-from services.local.ray_head import free_ports
 from tests.benchmarks.serve.load import Load, run
 
 START_WITHIN_S = 180.0

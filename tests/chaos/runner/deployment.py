@@ -20,7 +20,7 @@ import httpx2
 import psutil
 
 from services.client import Rekindle
-from services.local.ray_head import free_ports
+from services.local.ports import free_ports
 from tests.servers.fake_imds import FakeImds, fake_imds
 from tests.servers.postgres import PostgresProcess
 from tests.servers.ray_environment import ROOT

@@ -1,6 +1,7 @@
 """Who holds a home, and what was left in it."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,11 @@ import psutil
 import pytest
 
 from services.contracts.errors import Conflict
+from services.local import ports
 from services.local.home import StackHome, StackRecord, UnusableHome, new_marker
+from services.local.ports import first_ephemeral, free_ports
 from services.local.processes import MARKER_VARIABLE, end_processes, stack_processes
-from services.local.ray_head import child_environment, choose_ray_ports, free_ports, ray_command
+from services.local.ray_head import child_environment, choose_ray_ports, ray_command
 
 UNIX_SOCKET_PATH_MAX = 107
 
@@ -125,8 +128,21 @@ def test_a_process_that_does_not_listen_is_killed() -> None:
 # --- Ray ------------------------------------------------------------------------------------------------------------
 
 
-def test_ports_are_different() -> None:
-    assert len(set(free_ports(20))) == 20
+def test_ports_are_different_and_none_that_the_system_gives_away() -> None:
+    found = free_ports(20)
+    assert len(set(found)) == 20
+    assert min(found) >= ports.FIRST
+    assert max(found) < first_ephemeral()
+
+
+def test_ports_that_are_taken_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "first_ephemeral", lambda: 0)
+    monkeypatch.setattr(ports, "LEAST_COUNT", 2)
+    monkeypatch.setattr(ports, "FIRST", free_ports(1)[0])
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", ports.FIRST))
+        with pytest.raises(OSError, match="2 free ports are wanted"):
+            free_ports(2)
 
 
 def test_ray_listens_on_loopback_behind_a_token(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.local.ray_head import free_ports
+from services.local.ports import free_ports
 
 SERVER = """
 import sys

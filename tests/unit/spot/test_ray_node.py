@@ -9,7 +9,7 @@ import pytest
 
 from ray_cluster.spot.ray_node import DrainFailed, NodeNotFound, RayNode, Wanted, drain, find_node, living_nodes
 from ray_cluster.spot.watcher import WatcherSettings
-from services.local.ray_head import free_ports
+from services.local.ports import free_ports
 
 ROOT = Path(__file__).parents[3]
 IDS = ("ab" * 28, "cd" * 28)
