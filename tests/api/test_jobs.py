@@ -38,6 +38,7 @@ from services.training.ray_api import RayStatus
 from services.training.reconciler.actor import Actor
 from services.training.reconciler.loop import LEASE_NAME, Reconciler
 from services.training.reconciler.policy import SILENCE
+from services.training.reconciler.spare import SpareKeeper
 from services.training.reconciler.transitions import LeasedDatabase
 from tests.servers.choices import CHOICE
 from tests.servers.fake_ray import FakeRay
@@ -745,7 +746,7 @@ async def test_a_leader_that_slept_through_its_lease_changes_nothing(tmp_path: P
         job = await gateway.job()
         training = gateway.app.state.training
         with pytest.raises(Fenced):
-            await Reconciler(training).look(Actor(training, LeasedDatabase(database, slept)))
+            await Reconciler(training).look(Actor(training, LeasedDatabase(database, slept), SpareKeeper(training)))
         assert gateway.ray.submissions == []
         assert await gateway.read(job["id"]) == job
     await database.close()

@@ -46,7 +46,13 @@ async def running_platform(folder: Path, database_url: str, **options: Any) -> A
     serve = FakeServe()
     serve.deployed = {TRUNK * 64, BASE_TRUNK * 64}
     with running(serve, free_ports(1)[0]) as serve_url:
-        values = {"reconcile_interval_s": 0.05, "lease_s": 2, "predict_deadline_s": 10, "serve_url": serve_url}
+        values = {
+            "reconcile_interval_s": 0.05,
+            "lease_s": 2,
+            "predict_deadline_s": 10,
+            "serve_url": serve_url,
+            "spare_driver": False,
+        }
         bucket = (folder / "bucket").as_uri()
         settings = Settings(home=folder / "home", bucket=bucket, database_url=database_url, **values | options)
         database, store, ray = Database(database_url), open_store(bucket), FakeRay()
