@@ -77,16 +77,14 @@ class Wait:
     def goes_on(self) -> bool:
         """Whether it may be given an attempt, and has not been so far."""
         newest = self._look()
-        return newest is None or (newest[0].submission_id == self._id and newest[0].given is None)
+        return newest is None or self._may_be_given(newest[0])
 
     def tell_ready(self) -> None:
         """Says that the attempt can begin at once. Nobody relies on it, so where that fails it is left unsaid."""
         newest = self._look()
-        if newest is None:
+        if newest is None or not self._may_be_given(newest[0]):
             return
         spare, current = newest
-        if spare.submission_id != self._id or spare.given is not None:
-            return
         ready = spare.model_copy(update={"ready": True}).model_dump_json().encode()
         try:
             self._store.put(names.spare_driver(), ready, if_match=current.etag)
@@ -106,6 +104,9 @@ class Wait:
                     return spare.given
             meanwhile()
             time.sleep(LOOK_S)
+
+    def _may_be_given(self, newest: SpareDriver) -> bool:
+        return newest.submission_id == self._id and newest.given is None
 
     def _look(self) -> tuple[SpareDriver, StoredObject] | None:
         """What the bucket says now; None where it says nothing, or does not answer: then a later look may."""
@@ -133,8 +134,7 @@ class OwnNode:
             node = _own_node()
             if node is not None:
                 self._start_processes(node)
-                trainers.keep_one(node.node_id)
-        self._kept()
+        self.keep()
 
     def _start_processes(self, node: NodeView) -> None:
         count = min(int(node.free_cpus / TASK_CPUS), os.cpu_count() or 1)
@@ -158,9 +158,6 @@ class OwnNode:
             node = _own_node()
             if node is not None:
                 trainers.keep_one(node.node_id)
-        self._kept()
-
-    def _kept(self) -> None:
         self._keep_at_s = time.monotonic() + trainers.idle_s() / 3
 
 
