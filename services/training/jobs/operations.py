@@ -46,7 +46,7 @@ from services.training.jobs import parents, queries
 from services.training.jobs.receipt import FoundTrainer, make_receipt
 from services.training.models import queries as model_queries
 from services.training.reconciler.progress import state_event
-from services.training.reconciler.spare import submission_of
+from services.training.reconciler.spare import ray_job_of, submission_of
 
 CREATE_ROUTE = "POST /v1/training-jobs"
 MAX_EVENTS = 1_000_000
@@ -249,12 +249,16 @@ async def logs(training: Training, job_id: str, attempt: int | None, kind: JobKi
         ClusterUnavailable: Ray does not answer.
     """
     async with training.database.session() as session:
-        newest = (await queries.get_row(session, job_id, kind)).attempt
+        row = await queries.get_row(session, job_id, kind)
+    newest = row.attempt
     number = newest if attempt is None else attempt
     if not 1 <= number <= newest:
         which = "it has not started yet" if newest == 0 else f"its attempts are 1 to {newest}"
         raise NotFound(f"no log of {job_id}: {which}", {"job_id": job_id})
-    ray_job = await asyncio.to_thread(submission_of, training.store, JobId(job_id), number)
+    if number == newest:
+        ray_job = ray_job_of(row)
+    else:
+        ray_job = await asyncio.to_thread(submission_of, training.store, JobId(job_id), number)
     text = await training.ray.logs(ray_job)
     if text is None:
         raise NotFound(

@@ -16,18 +16,13 @@ from services.training.context import Training
 from services.training.ray_api import Submission
 from services.training.reconciler import measures, records, spare, transitions
 from services.training.reconciler.policy import SILENCE, Action, Cancel, Fail, Retry, Rouse, Stop, Submit, Succeed, Wait
-from services.training.reconciler.spare import SpareKeeper
+from services.training.reconciler.spare import SpareKeeper, ray_job_of
 from services.training.reconciler.transitions import LeasedDatabase
 
 STOP_INTERVAL_S = 5.0
 """How often the cluster is asked to stop the same attempt."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-
-def ray_job_of(row: JobRow) -> str:
-    """The Ray submission id of the newest attempt."""
-    return row.submission_id or submission_id(JobId(row.id), row.attempt)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,12 +25,12 @@ from services.training.jobs.operations import accept
 from services.training.models import copies
 from services.training.ray_api import RayStatus
 from services.training.reconciler import measures, records, transitions
-from services.training.reconciler.actor import Actor, ray_job_of
+from services.training.reconciler.actor import Actor
 from services.training.reconciler.base_model import base_job
 from services.training.reconciler.policy import Backoff, JobView, Observation, Rouse, Wait, decide
 from services.training.reconciler.serving import ServeKeeper
 from services.training.reconciler.spare import LOOK_S as SPARE_LOOK_S
-from services.training.reconciler.spare import SpareKeeper
+from services.training.reconciler.spare import SpareKeeper, ray_job_of
 from services.training.reconciler.transitions import LeasedDatabase
 
 LEASE_NAME = "reconciler"

@@ -16,6 +16,7 @@ from services.contracts import names
 from services.contracts.errors import NotFound
 from services.contracts.ids import JobId, new_spare_id, submission_id
 from services.contracts.spare import AttemptDriver, GivenAttempt, SpareDriver
+from services.runtime.database.tables import JobRow
 from services.runtime.objects import ObjectStore
 from services.training.context import Training
 from services.training.jobs.queries import list_unfinished
@@ -147,6 +148,11 @@ def give(store: ObjectStore, spare_id: str, job_id: JobId, attempt: int) -> bool
         if newest.spare.given == wanted or _write(store, newest.spare.model_copy(update={"given": wanted}), newest):
             return True
     return False
+
+
+def ray_job_of(row: JobRow) -> str:
+    """The Ray submission id of the job's newest attempt."""
+    return row.submission_id or submission_id(JobId(row.id), row.attempt)
 
 
 def submission_of(store: ObjectStore, job_id: JobId, attempt: int) -> str:
